@@ -1,0 +1,153 @@
+"""What travels between the rooms: messages, examples, labels and results. Standard library only.
+
+Nothing here knows about tokens, tensors or files. Units and ranges of every number are stated where it is declared.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+
+class KaratError(Exception):
+    """Base of karat's errors. Its text is one sentence with the mend."""
+
+
+class Refused(KaratError, ValueError):
+    """Something cannot be decided safely; the message names the options that would settle it."""
+
+
+class BadInput(KaratError, ValueError):
+    """Data or an option that cannot be used; the message says where it is and what was expected."""
+
+
+class CheckpointError(KaratError):
+    """A checkpoint cannot be written or does not hold what its spec says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str  # "system", "user", "assistant", or any role the chat template knows
+    content: str
+
+
+Prompt: TypeAlias = str | Iterable[Message | Mapping[str, Any]]
+
+
+def as_messages(prompt: Prompt) -> tuple[Message, ...]:
+    """A prompt as messages: a string is one user message, mappings need `role` and `content`.
+
+    >>> as_messages("What is 7*8?")
+    (Message(role='user', content='What is 7*8?'),)
+
+    Raises:
+        BadInput: a message is no mapping with string `role` and `content`.
+    """
+    if isinstance(prompt, str):
+        return (Message("user", prompt),)
+    return tuple(m if isinstance(m, Message) else _message(m) for m in prompt)
+
+
+def _message(raw: Any) -> Message:
+    role, content = (raw.get("role"), raw.get("content")) if isinstance(raw, Mapping) else (None, None)
+    if not (isinstance(role, str) and isinstance(content, str)):
+        raise BadInput(f"a message needs a text `role` and a text `content`, but got {raw!r:.80}")
+    return Message(role, content)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One answer to one prompt: what a reward is a reward of."""
+
+    prompt: tuple[Message, ...]
+    response: str  # the assistant's last message
+    context: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two answers of which one was preferred."""
+
+    chosen: Example
+    rejected: Example
+    preference: float = 1.0  # probability that `chosen` is the better one, in [0, 1]; 0.5 is a tie
+    margin: float = 0.0  # logits by which chosen should lead, unbounded
+    weight: float = 1.0  # how much the row counts, >= 0
+    origin: str = field(default="", compare=False)  # "file:line"
+
+    def __post_init__(self) -> None:
+        _in_range(self.origin, "preference", self.preference, 0.0, 1.0)
+        _in_range(self.origin, "margin", self.margin, -math.inf, math.inf)
+        _in_range(self.origin, "weight", self.weight, 0.0, math.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """One answer with an outcome: a probability of being right, or a rating."""
+
+    example: Example
+    label: float  # finite; in [0, 1] where it is a probability
+    weight: float = 1.0  # how much the row counts, >= 0
+    origin: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        _in_range(self.origin, "label", self.label, -math.inf, math.inf)
+        _in_range(self.origin, "weight", self.weight, 0.0, math.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """K answers to one prompt, ordered by someone."""
+
+    candidates: tuple[Example, ...]
+    ranks: tuple[int, ...]  # 1 is best; equal ranks are ties
+    weight: float = 1.0  # how much the row counts, >= 0
+    origin: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if len(self.candidates) != len(self.ranks) or len(self.ranks) < 2:
+            raise BadInput(
+                f"{self.origin or 'a ranking'}: {len(self.candidates)} answers and {len(self.ranks)} ranks;"
+                " a ranking needs one rank for each of at least two answers"
+            )
+        _in_range(self.origin, "weight", self.weight, 0.0, math.inf)
+
+
+Item: TypeAlias = Pair | Labelled | Ranking
+
+
+def _in_range(origin: str, name: str, value: float, low: float, high: float) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        where = f"{origin}: " if origin else ""
+        wanted = "a finite number" if math.isinf(low) else f"a number from {low:g} to {high:g}"
+        raise BadInput(f"{where}{name} is {value}, but it has to be {wanted}")
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """A scored answer.
+
+    `value` is raw float32 unless the model's spec names an activation; higher is better. Values of one model for
+    one prompt may be compared; across prompts only if the model was centred, and across models never.
+    """
+
+    value: float
+    steps: tuple[float, ...] | None = None  # one reward per step, for process reward models
+    objectives: Mapping[str, float] | None = None  # one reward per attribute, for multi-objective models
+    gate: Mapping[str, float] | None = None  # the weight of each attribute
+    tokens: int = 0  # tokens of the rendered sequence
+    cached_tokens: int = 0  # of those, how many were not computed for this answer
+    truncated: bool = False  # part of the prompt was cut
+    flags: tuple[str, ...] = ()  # "empty_answer", "empty_prompt", "no_eos", "over_length_cut"
+
+
+@dataclass(frozen=True, slots=True)
+class Unscored:
+    """An answer that has no reward, and why. Never 0.0, never NaN."""
+
+    reason: str
+
+
+Result: TypeAlias = Reward | Unscored
