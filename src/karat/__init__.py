@@ -1,1 +1,42 @@
-"""karat: one home for reward models. Describe once how text becomes a reward; train, score and evaluate by that."""
+"""karat: one home for reward models.
+
+Describe once how text becomes a reward; the same description trains the model, scores files and evaluates.
+Importing karat loads neither torch nor transformers; they come with the first model.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from karat.types import BadInput, CheckpointError, Example, KaratError, Message, Refused, Reward, Unscored
+
+if TYPE_CHECKING:
+    from karat.rewards.base import RewardModel
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "BadInput",
+    "CheckpointError",
+    "Example",
+    "KaratError",
+    "Message",
+    "Refused",
+    "Reward",
+    "Unscored",
+    "load",
+]
+
+
+def load(path: str, *, device: str = "auto", dtype: str = "auto", **options: Any) -> "RewardModel":
+    """A reward model from a folder or hub id.
+
+    `device` "auto" is the first GPU, or the CPU. `dtype` "auto" is float32 on a CPU and the checkpoint's own on a GPU;
+    heads are float32 always. `options` are spec fields by name, as on the command line (`kind`, `pooling`,
+    `max_length`, `over_length`, `layout`, …); they complete or override what the checkpoint says.
+
+    Raises:
+        Refused: the folder holds no reward model, or one whose meaning cannot be decided; names what would settle it.
+        CheckpointError: weights, tokenizer or template are not those that the spec was saved with.
+    """
+    from karat.rewards import _local
+
+    return _local.load(path, device, dtype, **options)

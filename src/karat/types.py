@@ -118,6 +118,34 @@ class Ranking:
 Item: TypeAlias = Pair | Labelled | Ranking
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A read that is the mean over the positions from `start` up to, not including, `stop`."""
+
+    start: int
+    stop: int
+
+
+Read: TypeAlias = tuple[int, ...] | Span
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """Token ids and where hidden states are read, by name. All that an engine needs to know."""
+
+    ids: tuple[int, ...]
+    reads: Mapping[str, Read] = field(hash=False)
+
+    @classmethod
+    def from_padded(cls, ids: Iterable[int], mask: Iterable[int | bool]) -> "Sequence":
+        """The real tokens of a padded row, wherever its pads lie, read at the last one.
+
+        The mask decides; the value of a pad id never does.
+        """
+        kept = tuple(i for i, real in zip(ids, mask, strict=True) if real)
+        return cls(kept, {"last": (len(kept) - 1,)})
+
+
 def _in_range(origin: str, name: str, value: float, low: float, high: float) -> None:
     if not (math.isfinite(value) and low <= value <= high):
         where = f"{origin}: " if origin else ""

@@ -1,0 +1,43 @@
+"""The contract of an engine, and the checks that every engine makes."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from karat import types
+from karat.types import KaratError
+
+States = Mapping[str, Tensor]
+
+
+class EngineError(KaratError, ValueError):
+    """A sequence that no forward can take; the message says which and why."""
+
+
+class Engine(Protocol):
+    """Token ids and read positions → hidden states there."""
+
+    def run(self, sequences: list[types.Sequence]) -> list[States]:
+        """For each sequence and name, float32 hidden states after the final norm, shape [reads, D].
+
+        The answer for a sequence does not depend on what shares the call.
+
+        Raises:
+            EngineError: an empty sequence, an id outside the vocabulary, or a read outside the sequence.
+        """
+        ...
+
+
+def check(sequences: list[types.Sequence], vocabulary: int) -> None:
+    """Raise EngineError for the first sequence that no forward can take."""
+    for number, sequence in enumerate(sequences):
+        length = len(sequence.ids)
+        if length == 0:
+            raise EngineError(f"sequence {number} has no tokens; give at least one")
+        if not 0 <= min(sequence.ids) <= max(sequence.ids) < vocabulary:
+            raise EngineError(f"sequence {number} has an id outside the vocabulary of {vocabulary}")
+        for name, read in sequence.reads.items():
+            ends = (read.start, read.stop - 1) if isinstance(read, types.Span) else read
+            if not ends or not all(0 <= p < length for p in ends):
+                raise EngineError(f"sequence {number} is read at {name}={read}, outside its {length} tokens")

@@ -1,0 +1,135 @@
+"""The reference path: rows padded to the longest of their batch, masks made from lengths, positions explicit.
+
+Slow and plain on purpose: faster paths are held to its answers.
+"""
+
+import inspect
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from karat import types
+from karat.engine.base import EngineError, States, check
+from karat.models.backbone import position_offset
+
+
+class PaddedForward(nn.Module):
+    """A backbone's forward over padded rows: the one that trains and the one that scores."""
+
+    def __init__(self, backbone: nn.Module, side: Literal["right", "left"] = "right", pad_id: int = 0) -> None:
+        """`pad_id` may be any id of the vocabulary: the mask alone says what is real."""
+        super().__init__()
+        self.backbone = backbone
+        self.side = side
+        self.pad_id = pad_id
+        takes = inspect.signature(backbone.forward).parameters
+        self._takes_positions = "position_ids" in takes
+        self._takes_cache = "use_cache" in takes
+        if side == "left" and not self._takes_positions:
+            raise EngineError("this architecture cannot be told positions, so its rows can only be padded on the right")
+        self._offset = position_offset(backbone)
+
+    def collate(self, sequences: list[types.Sequence]) -> dict[str, Tensor]:
+        """Tensors for `forward`; reads are flat, in the order of the sequences and of their names."""
+        width = max(len(s.ids) for s in sequences)
+        ids_BL = torch.full((len(sequences), width), self.pad_id)
+        mask_BL = torch.zeros_like(ids_BL)
+        positions_BL = torch.full_like(ids_BL, self._offset)
+        reads: list[tuple[int, int, int]] = []
+        for row, sequence in enumerate(sequences):
+            length = len(sequence.ids)
+            start = 0 if self.side == "right" else width - length
+            ids_BL[row, start : start + length] = torch.tensor(sequence.ids)
+            mask_BL[row, start : start + length] = 1
+            positions_BL[row, start : start + length] = torch.arange(length) + self._offset
+            reads += [(row, start + first, start + stop) for first, stop in _spans(sequence)]
+        return {
+            "input_ids": ids_BL,
+            "attention_mask": mask_BL,
+            "position_ids": positions_BL,
+            "reads_R3": torch.tensor(reads),
+        }
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, reads_R3: Tensor) -> Tensor:
+        """Hidden states at the reads, float32 [R, D]; a read of several positions is their mean."""
+        options: dict[str, Any] = {"position_ids": position_ids} if self._takes_positions else {}
+        if self._takes_cache:
+            options["use_cache"] = False
+        states_BLD = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **options).last_hidden_state
+        row_R, start_R, stop_R = reads_R3.unbind(-1)
+        if bool((stop_R - start_R == 1).all()):
+            at_reads: Tensor = states_BLD[row_R, start_R].float()
+            return at_reads
+        return torch.stack([states_BLD[r, a:b].float().mean(0) for r, a, b in reads_R3.tolist()])
+
+
+class PaddedEngine:
+    """Batches by length and token budget, over one `PaddedForward`."""
+
+    def __init__(self, forward: PaddedForward, budget: int = 16_384) -> None:
+        """`budget` is the number of tokens of one forward, pads included; a longer sequence goes alone."""
+        self.forward = forward
+        self.budget = budget
+
+    @torch.no_grad()
+    def run(self, sequences: list[types.Sequence]) -> list[States]:
+        """See `Engine.run`. Equal sequences are computed once."""
+        backbone: Any = self.forward.backbone
+        check(sequences, backbone.get_input_embeddings().num_embeddings)
+        keys = [(s.ids, tuple(s.reads.items())) for s in sequences]
+        distinct = dict(zip(keys, sequences, strict=True))
+        training = self.forward.training
+        self.forward.eval()
+        try:
+            computed = self._distinct(distinct)
+        finally:
+            self.forward.train(training)
+        return [computed[key] for key in keys]
+
+    def _distinct(self, sequences: dict[Any, types.Sequence]) -> dict[Any, States]:
+        keys = list(sequences)
+        device = next(self.forward.parameters()).device
+        computed: dict[Any, States] = {}
+        for batch in plan([len(sequences[k].ids) for k in keys], self.budget):
+            rows = [sequences[keys[i]] for i in batch]
+            tensors = {name: t.to(device) for name, t in self.forward.collate(rows).items()}
+            states_RD = self.forward(**tensors)
+            computed |= zip((keys[i] for i in batch), unflatten(rows, states_RD), strict=True)
+        return computed
+
+
+def plan(lengths: list[int], budget: int) -> list[list[int]]:
+    """Indices by batch: sorted by length, as many as fit into `budget` tokens with pads, at least one.
+
+    >>> plan([3, 9, 2, 4], budget=9)
+    [[1], [3, 0], [2]]
+    """
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def unflatten(sequences: list[types.Sequence], states_RD: Tensor) -> list[States]:
+    """Flat reads back to one mapping per sequence."""
+    out: list[States] = []
+    at = 0
+    for sequence in sequences:
+        mine: dict[str, Tensor] = {}
+        for name, read in sequence.reads.items():
+            count = 1 if isinstance(read, types.Span) else len(read)
+            mine[name] = states_RD[at : at + count]
+            at += count
+        out.append(mine)
+    return out
+
+
+def _spans(sequence: types.Sequence) -> list[tuple[int, int]]:
+    spans: list[tuple[int, int]] = []
+    for read in sequence.reads.values():
+        spans += [(read.start, read.stop)] if isinstance(read, types.Span) else [(p, p + 1) for p in read]
+    return spans

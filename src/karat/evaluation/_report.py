@@ -1,0 +1,215 @@
+"""One HTML file that says what was found and how far to trust it; it opens from disk and loads nothing.
+
+Every text on the page is escaped by the template, JSON included, and a content security policy lets only the two
+scripts of this module run.
+"""
+
+import base64
+import hashlib
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from karat.evaluation import _charts
+from karat.evaluation._charts import Chart
+from karat.evaluation.base import LEAD, Figure, Result, beats_null
+
+_CUT = 1200  # characters of a text on the page
+
+
+@dataclass(frozen=True, slots=True)
+class DataNote:
+    """What became of the rows of one data set."""
+
+    name: str
+    used: int
+    dropped: Mapping[str, int] = field(default_factory=dict)  # reason → rows
+    cut: int = 0  # rows of which part of the prompt was cut
+    tied: int = 0  # rows that prefer neither answer
+    note: str = ""  # where it came from, its licence, how it was split
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What goes on the page."""
+
+    title: str
+    results: Sequence[Result]
+    losses: Sequence[tuple[int, float]] = ()  # (step, training loss)
+    evaluations: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)  # name → (step, value)
+    data: Sequence[DataNote] = ()
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+
+def write(report: Report, path: str | Path) -> Path:
+    """Writes the report as one self-contained HTML file and returns its path."""
+    target = Path(path)
+    target.write_text(html(report), encoding="utf-8")
+    return target
+
+
+def picture(result: Result, path: str | Path) -> Path:
+    """Writes the main charts of a result as one PNG, for a README, and returns its path."""
+    _charts.picture(result, str(path))
+    return Path(path)
+
+
+def html(report: Report) -> str:
+    """The page. About 1 MB, nearly all of it the chart library, which is on it once."""
+    jinja: Any = importlib.import_module("jinja2")
+    environment = jinja.Environment(autoescape=True, undefined=jinja.StrictUndefined, trim_blocks=True)
+    environment.filters["cut"] = _cut
+    scripts = (_bundle(), _resource("_report.js"))
+    page = environment.from_string(_resource("_report.html")).render(
+        report=report,
+        parts=[_part(result) for result in report.results],
+        training=_training(report),
+        bundle=_Trusted(scripts[0]),
+        boot=_Trusted(scripts[1]),
+        script_hashes=_Trusted(" ".join(_hash(script) for script in scripts)),
+    )
+    return str(page)
+
+
+def verdict(result: Result) -> str:
+    """The headline against its best null in one paragraph; says plainly if it does not beat it."""
+    own, ahead, nulls = result.figure(result.headline), result.figure(LEAD), result.nulls_of(result.headline)
+    if own is None:
+        return "There is no headline figure."
+    first = f"On {result.judged:,} {result.unit} the {_named(own)} is {_value(own)}{_within(own)}."
+    if not nulls or ahead is None:
+        return first
+    second = f"The best scorer that knows nothing of quality, “{nulls[0].name}”, gets {_value(nulls[0])}."
+    return f"{first} {second} {_compared(result, ahead)}{_best_of_words(result)}"
+
+
+def _compared(result: Result, ahead: Figure) -> str:
+    gap = f"{_points(abs(ahead.value), ahead)} ({_points(ahead.low, ahead)} to {_points(ahead.high, ahead)})"
+    if beats_null(result):
+        return f"The model leads by {gap}: it beats its null."
+    if ahead.high is not None and ahead.high < 0:
+        return f"The model is behind by {gap}: it does worse than its null."
+    side = "leads" if ahead.value >= 0 else "is behind"
+    return f"The model {side} by {gap}, an interval that includes 0: it does not beat its null."
+
+
+def _best_of_words(result: Result) -> str:
+    best = next((f for f in result.figures if f.name.startswith("best-of-")), None)
+    if best is None:
+        return ""
+    nulls = ", ".join(f"{f.name} {_value(f)}" for f in result.nulls_of(best.name))
+    return f" Keeping the best-scored of {best.name.removeprefix('best-of-')} answers is right for {_value(best)} of prompts ({nulls})."
+
+
+def _part(result: Result) -> dict[str, Any]:
+    compared = [f for f in result.figures if result.nulls_of(f.name)]
+    names = list(dict.fromkeys(null.name for figure in compared for null in _in_order(result, figure)))
+    first, *others = _charts.charts(result)
+    return {
+        "result": result,
+        "verdict": verdict(result),
+        "tone": {True: "beats", False: "fails", None: ""}[beats_null(result)],
+        "null_names": names,
+        "compared": [_compared_row(result, figure, names) for figure in compared],
+        "others": [_row(figure) for figure in result.figures if figure not in compared],
+        "first": [first],
+        "charts": others,
+        "notes": [_sentence(note) for note in result.notes],
+        "counted": _counted(result),
+    }
+
+
+def _in_order(result: Result, figure: Figure) -> list[Figure]:
+    return [null for null in result.nulls if null.against == figure.name]
+
+
+def _compared_row(result: Result, figure: Figure, names: Sequence[str]) -> dict[str, Any]:
+    nulls = {null.name: null for null in result.nulls_of(figure.name)}
+    best = next(iter(nulls))
+    cells = [{"value": _value(nulls[n]) if n in nulls else "–", "best": n == best} for n in names]
+    return _row(figure) | {"nulls": cells, "head": figure.name == result.headline}
+
+
+def _row(figure: Figure) -> dict[str, Any]:
+    interval = "" if figure.low is None or figure.high is None else _interval(figure)
+    value = _points(figure.value, figure) if figure.name == LEAD else _value(figure)
+    return {"name": figure.name, "value": value, "interval": interval, "n": f"{figure.n:,}", "note": figure.note}
+
+
+def _counted(result: Result) -> str:
+    missing = sum(result.unscored.values())
+    tied = f", {result.tied:,} left out because their label is a tie" if result.tied else ""
+    lost = f"{missing:,} left out because they could not be scored" if missing else "none left out for want of a score"
+    return f"Of {result.n:,} {result.unit}, {result.judged:,} are behind the figures: {lost}{tied}."
+
+
+def _training(report: Report) -> list[Chart]:
+    losses = {name: points for name, points in report.evaluations.items() if name.endswith("loss")}
+    others = [(name, points) for name, points in report.evaluations.items() if name not in losses]
+    drawn = [_charts.curves("Loss", {"training loss": report.losses, **losses})]
+    drawn += [_charts.curves(name.capitalize(), {name: points}) for name, points in others]
+    return [chart for chart in drawn if chart is not None]
+
+
+# ---------------------------------------------------------------------------------------------- words
+
+
+def _named(figure: Figure) -> str:
+    return figure.name if figure.name.isupper() else figure.name[0].lower() + figure.name[1:]
+
+
+def _value(figure: Figure) -> str:
+    return f"{figure.value:.1%}" if figure.percent else f"{figure.value:.3f}"
+
+
+def _within(figure: Figure) -> str:
+    return "" if figure.low is None else f" (95 % interval {_interval(figure)})"
+
+
+def _interval(figure: Figure) -> str:
+    low, high = figure.low or 0.0, figure.high or 0.0
+    if figure.name == LEAD:
+        return f"{_points(low, figure)} to {_points(high, figure)}"
+    return f"{low:.1%} – {high:.1%}" if figure.percent else f"{low:.3f} – {high:.3f}"
+
+
+def _points(value: float | None, figure: Figure) -> str:
+    if value is None:
+        return "unknown"
+    text = f"{100 * value:.1f} points" if figure.percent else f"{value:.3f}"
+    return text.replace("-", "−")
+
+
+def _sentence(note: str) -> str:
+    return note[:1].upper() + note[1:] + "."
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _CUT else f"{text[:_CUT]} … ({len(text) - _CUT:,} more characters)"
+
+
+# ---------------------------------------------------------------------------------------------- scripts
+
+
+class _Trusted(str):
+    """Text of this module, not of a user: the template puts it on the page as it is."""
+
+    def __html__(self) -> str:
+        return self
+
+
+def _bundle() -> str:
+    converter: Any = importlib.import_module("vl_convert")
+    bundle = str(converter.javascript_bundle(vl_version=_charts.version())).replace("\r\n", "\n")
+    return bundle.replace("</script", "<\\/script")
+
+
+def _resource(name: str) -> str:
+    return resources.files("karat.evaluation").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -1,0 +1,180 @@
+"""What an evaluation is: a scorer and items in, a frozen `Result` of figures and nulls out. It knows no model.
+
+A member is a file of this folder without an underscore; it holds `ITEM`, the class it evaluates, and `run`.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias, cast
+
+import numpy.typing as npt
+
+from karat import types
+from karat.types import BadInput, Example, Item
+
+Scorer: TypeAlias = Callable[[Sequence[Example]], Sequence[types.Result]]
+AnswerOf: TypeAlias = Callable[[Example], str | None]
+
+LEAD = "lead over the best null"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One number and how sure it is."""
+
+    name: str
+    value: float  # finite; in [0, 1] where the name says accuracy or AUC
+    low: float | None = None  # 95 % interval; None where none is computed
+    high: float | None = None
+    n: int = 0  # rows (or prompts, where the note says so) behind it
+    note: str = ""
+    percent: bool = False  # a share of rows, shown in per cent
+    against: str = ""  # of a null: the name of the figure that it is the null of
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """An item that was ordered wrongly, for reading."""
+
+    prompt: str
+    better: str  # the answer that should have won, or the answer with an outcome
+    worse: str  # the answer that did win; empty where there is one answer only
+    margin: float  # logits by which it was wrong, < 0
+    origin: str = ""  # "file:line"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What an evaluation found. n = judged + tied + the sum of `unscored`."""
+
+    name: str  # the evaluation, a file of this folder
+    n: int  # items given
+    judged: int  # items behind the figures
+    unscored: Mapping[str, int]  # reason → items left out of every figure
+    figures: tuple[Figure, ...]
+    nulls: tuple[Figure, ...]
+    headline: str  # the figure that stands for the whole
+    accuracy: str  # the figure that `summary` calls accuracy
+    unit: str = "items"  # what n counts
+    tied: int = 0  # items whose label prefers neither side: left out of every figure
+    notes: tuple[str, ...] = ()
+    arrays: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict, compare=False, repr=False)
+    mistakes: tuple[Mistake, ...] = field(default=(), repr=False)
+
+    def figure(self, name: str) -> Figure | None:
+        """The figure of that name, or None where the data do not define it."""
+        return next((f for f in self.figures if f.name == name), None)
+
+    def nulls_of(self, name: str) -> tuple[Figure, ...]:
+        """The nulls of that figure, the best first."""
+        return tuple(sorted((f for f in self.nulls if f.against == name), key=lambda f: -f.value))
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What an evaluation may use besides the scorer and the items."""
+
+    training: Sequence[Item] = ()  # the only items that the n-gram null learns from
+    seed: int = 0
+    answer_of: AnswerOf | None = None  # the final answer in a response, for the majority vote
+    output: Literal["logit", "probability"] = "logit"  # what a reward is, for outcomes
+
+
+class Evaluation(Protocol):
+    """A member of this folder."""
+
+    ITEM: type[Any]
+
+    def run(self, scorer: Scorer, items: Sequence[Any], setup: Setup) -> Result:
+        """Scores the items, all of `ITEM`, and returns what was found."""
+        ...
+
+
+def names() -> tuple[str, ...]:
+    """The evaluations there are, as the user types them."""
+    files = Path(__file__).parent.glob("*.py")
+    return tuple(sorted(f.stem for f in files if not f.stem.startswith("_") and f.stem != "base"))
+
+
+def find(name: str) -> Evaluation:
+    """The evaluation of that name.
+
+    Raises:
+        BadInput: there is none.
+    """
+    if name not in names():
+        raise BadInput(f"there is no evaluation {name!r}: choose one of {', '.join(names())}")
+    return cast(Evaluation, importlib.import_module(f"karat.evaluation.{name}"))
+
+
+def evaluate(
+    scorer: Scorer,
+    items: Sequence[Item],
+    training_items: Sequence[Item] | None = None,
+    seed: int = 0,
+    *,
+    answer_of: AnswerOf | None = None,
+    output: Literal["logit", "probability"] = "logit",
+) -> Result:
+    """Scores the items and returns figures with 95 % intervals beside their nulls.
+
+    Args:
+        scorer: called once with all answers; one Reward or Unscored each, in their order.
+        items: all pairs, all labelled answers or all rankings; their class picks the evaluation.
+        training_items: what the model was trained on; the n-gram null learns from these and from nothing else.
+        seed: of bootstrap, subsampling and vote; the same seed gives the same result.
+        answer_of: final answer of a response, for the majority vote of outcomes; default `context["final_answer"]`.
+        output: what a reward is for labelled answers: a logit, or a probability in [0, 1].
+
+    Raises:
+        BadInput: no items, items of several classes, or no item that could be judged.
+    """
+    kinds = {type(item) for item in items}
+    if len(kinds) != 1:
+        raise BadInput("the items to evaluate have to be all pairs, all labelled answers or all rankings, at least one")
+    kind = kinds.pop()
+    member = next((m for m in map(find, names()) if m.ITEM is kind), None)
+    if member is None:
+        raise BadInput(f"no evaluation takes {kind.__name__} items: use one of {', '.join(names())}")
+    return member.run(scorer, items, Setup(tuple(training_items or ()), seed, answer_of, output))
+
+
+def summary(result: Result) -> dict[str, Any]:
+    """The result as plain JSON values.
+
+    `accuracy` (ties wrong) with `accuracy_ci`, the 95 % interval; `null_accuracy`, the best of its `nulls`;
+    `headline`, the name of the main figure, with `lead` and `beats_null` (the whole interval of the lead lies above 0).
+    """
+    accuracy, nulls = result.figure(result.accuracy), result.nulls_of(result.accuracy)
+    lead = result.figure(LEAD)
+    return {
+        "evaluation": result.name,
+        "n": result.n,
+        "judged": result.judged,
+        "tied": result.tied,
+        "unscored": dict(result.unscored),
+        "accuracy": accuracy and accuracy.value,
+        "accuracy_ci": accuracy and [accuracy.low, accuracy.high],
+        "null_accuracy": nulls[0].value if nulls else None,
+        "best_null": nulls[0].name if nulls else None,
+        "nulls": {f.name: f.value for f in nulls},
+        "headline": result.headline,
+        "lead": lead and lead.value,
+        "lead_ci": lead and [lead.low, lead.high],
+        "beats_null": beats_null(result),
+        "figures": {f.name: _plain(f) for f in result.figures},
+        "nulls_of": {f.name: {g.name: g.value for g in result.nulls_of(f.name)} for f in result.figures},
+        "notes": list(result.notes),
+    }
+
+
+def beats_null(result: Result) -> bool | None:
+    """Whether the headline's lead over its best null is above 0 with its whole interval; None without a null."""
+    lead = result.figure(LEAD)
+    return None if lead is None or lead.low is None else lead.low > 0
+
+
+def _plain(figure: Figure) -> dict[str, Any]:
+    return {"value": figure.value, "low": figure.low, "high": figure.high, "n": figure.n, "note": figure.note}

@@ -1,0 +1,139 @@
+"""Pairs: is the preferred answer scored higher, by how much, how well calibrated, and does length explain it?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from karat import metrics
+from karat.evaluation import _nulls
+from karat.evaluation._common import (
+    MISTAKES,
+    judge,
+    lead,
+    length_correlation,
+    lengths_of,
+    mistake,
+    null_shares,
+    overlap_note,
+    prompt_ids,
+    share,
+    spread,
+)
+from karat.evaluation.base import Figure, Mistake, Result, Scorer, Setup
+from karat.metrics import FloatArray, ReliabilityBins
+from karat.types import BadInput, Example, Pair
+
+ITEM = Pair
+ACCURACY, HALF = "accuracy", "accuracy, ties half"
+_BINS = 20  # over [0, 1]; the favoured answer's probability uses the upper ten
+
+
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    """Judged pairs of which one answer is preferred, turned so that it comes first."""
+
+    pairs: list[Pair]
+    better: list[Example]
+    worse: list[Example]
+    rewards: FloatArray  # [B, 2] better, worse
+    preference: FloatArray  # [B] that the better one is better, in (0.5, 1]
+    weights: FloatArray  # [B]
+    prompts: list[int]  # [B]
+
+    @property
+    def margins(self) -> FloatArray:
+        gap: FloatArray = self.rewards[:, 0] - self.rewards[:, 1]
+        return gap
+
+
+def run(scorer: Scorer, items: Sequence[Pair], setup: Setup) -> Result:
+    """Accuracy over the pairs with a preference, its nulls, calibration, and reward against length.
+
+    A preference below 0.5 counts the other way round; pairs at exactly 0.5 are counted as tied and left out.
+    """
+    judged = judge(scorer, items)
+    rows = _decide([items[i] for i in judged.kept], judged.rewards)
+    nulls, null_rows, note = _null_figures(rows, setup)
+    strict = (rows.margins > 0).astype(np.float64)
+    best = max(nulls, key=lambda figure: figure.value)
+    bins, calibration = _calibration(rows)
+    answers, rewards = rows.better + rows.worse, rows.rewards.T.ravel()
+    figures = [
+        share(ACCURACY, strict, rows.weights, rows.prompts, setup.seed, _ties(rows.margins)),
+        share(HALF, metrics.credit(rows.margins), rows.weights, rows.prompts, setup.seed),
+        lead(strict, null_rows[best.name], rows.weights, rows.prompts, setup.seed, best.name),
+        calibration,
+        *length_correlation(lengths_of(answers), rewards),
+        *spread(rewards),
+    ]
+    return Result(
+        name="preference",
+        n=len(items),
+        judged=len(rows.pairs),
+        unscored=judged.unscored,
+        figures=tuple(figures),
+        nulls=nulls,
+        headline=ACCURACY,
+        accuracy=ACCURACY,
+        unit="pairs",
+        tied=len(judged.kept) - len(rows.pairs),
+        notes=(note, *overlap_note(items, setup.training)),
+        arrays={
+            "margin": rows.margins,
+            "reward": rewards,
+            "length": lengths_of(answers),
+            "right": np.repeat([1, 0], len(rows.pairs)),
+            "reliability": np.stack([bins.confidence, bins.accuracy, bins.rows], axis=1),
+        },
+        mistakes=_mistakes(rows),
+    )
+
+
+def _decide(pairs: list[Pair], rewards: Sequence[FloatArray]) -> _Decided:
+    kept = [i for i, pair in enumerate(pairs) if pair.preference != 0.5]
+    if not kept:
+        raise BadInput("every judged pair is a tie (preference 0.5): give pairs of which one answer is preferred")
+    decided = [pairs[i] for i in kept]
+    turned = np.array([pair.preference < 0.5 for pair in decided])
+    scores = np.stack([rewards[i] for i in kept])
+    ordered = [triple for pair in decided for triple in _nulls.ordered_pairs(pair)]
+    return _Decided(
+        pairs=decided,
+        better=[better for better, _, _ in ordered],
+        worse=[worse for _, worse, _ in ordered],
+        rewards=np.where(turned[:, None], scores[:, ::-1], scores),
+        preference=np.array([max(pair.preference, 1 - pair.preference) for pair in decided]),
+        weights=np.array([pair.weight for pair in decided]),
+        prompts=prompt_ids(pair.chosen for pair in decided),
+    )
+
+
+def _ties(margins: FloatArray) -> str:
+    ties = int((margins == 0).sum())
+    return f"{ties} equal rewards count as wrong" if ties else "no equal rewards"
+
+
+def _null_figures(rows: _Decided, setup: Setup) -> tuple[tuple[Figure, ...], dict[str, FloatArray], str]:
+    """The nulls' accuracies with ties half, their credits by row, and the note on the n-gram null."""
+    found = _nulls.null_rewards(rows.better + rows.worse, setup.training, setup.seed)
+    half = len(rows.pairs)
+    credits = {_nulls.RANDOM: np.full(half, 0.5)}
+    credits |= {name: metrics.credit(reward[:half] - reward[half:]) for name, reward in found.rewards.items()}
+    return null_shares(credits, ACCURACY, rows.weights, rows.prompts, setup.seed), credits, found.note
+
+
+def _calibration(rows: _Decided) -> tuple[ReliabilityBins, Figure]:
+    """How far the favoured answer's probability, sigmoid(|margin|), is from how often it is preferred."""
+    prob = metrics.sigmoid(np.abs(rows.margins))
+    label = np.where(rows.margins > 0, rows.preference, 1 - rows.preference)
+    label = np.where(rows.margins == 0, 0.5, label)
+    error = metrics.expected_calibration_error(prob, label, _BINS, rows.weights)
+    note = "sigmoid(margin) against preference, 10 bins from 0.5 to 1; lower is better"
+    figure = Figure("calibration error (ECE)", error, n=rows.margins.size, note=note)
+    return metrics.reliability_bins(prob, label, _BINS, rows.weights), figure
+
+
+def _mistakes(rows: _Decided) -> tuple[Mistake, ...]:
+    worst = [i for i in np.argsort(rows.margins, kind="stable")[:MISTAKES] if rows.margins[i] < 0]
+    return tuple(mistake(float(rows.margins[i]), rows.better[i], rows.worse[i], rows.pairs[i].origin) for i in worst)

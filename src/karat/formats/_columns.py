@@ -1,0 +1,231 @@
+"""Values of a row by the name of their column, each refused in one sentence if it is missing or of the wrong type."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from karat.formats._files import Cell
+from karat.types import BadInput, Example, Message, as_messages
+
+_UNSUPPORTED = ("tools", "chat_template_kwargs")  # columns of TRL that change how a prompt is rendered
+
+
+def unsupported(row: Mapping[str, Any]) -> None:
+    """Refuses a row with a column that would change its meaning and that karat does not read yet."""
+    for name in _UNSUPPORTED:
+        if not _is_empty(row.get(name)):
+            raise BadInput(f"`{name}` is not supported yet; remove the column or this row")
+
+
+def _is_empty(value: Any) -> bool:
+    value = _from_cell(value)
+    return not value or (isinstance(value, Mapping) and all(_is_empty(v) for v in value.values()))
+
+
+def _from_cell(value: Any) -> Any:
+    """What the JSON text of a cell says; any other value as it is."""
+    if not isinstance(value, Cell):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def present(row: Mapping[str, Any], name: str) -> Any:
+    """The value of a column; raises BadInput if it is missing."""
+    value = row.get(name)
+    if value is None:
+        raise BadInput(f"`{name}` is missing")
+    return value
+
+
+def only(row: Mapping[str, Any], names: Iterable[str]) -> str:
+    """The one of several columns that has a value; raises BadInput if none or several do."""
+    found = [name for name in names if row.get(name) is not None]
+    if len(found) > 1:
+        raise BadInput(f"`{found[0]}` and `{found[1]}` both have a value; keep the one that is meant")
+    if not found:
+        given = [name for name in names if name in row]
+        raise BadInput(f"{_either(given or names)} is missing")
+    return found[0]
+
+
+def _either(names: Iterable[str]) -> str:
+    return " or ".join(f"`{name}`" for name in names)
+
+
+def text(row: Mapping[str, Any], name: str) -> str:
+    """A column's text; it may be empty."""
+    return as_text(present(row, name), name)
+
+
+def as_text(value: Any, name: str) -> str:
+    """The value as plain text; raises BadInput if it is none or cannot be encoded."""
+    if not isinstance(value, str):
+        raise BadInput(f"`{name}` has to be text, but it is {_shown(value)}")
+    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        raise BadInput(f"`{name}` holds half of a surrogate pair, which is no character; remove it")
+    return str(value)
+
+
+def number(row: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    """A column's finite number, true and false being 1 and 0; `default`, unless None, if it is missing."""
+    value = row.get(name)
+    if _is_missing_number(value) and default is not None:
+        return default
+    if _is_missing_number(value):
+        raise BadInput(f"`{name}` is missing")
+    return as_number(value, name)
+
+
+def _is_missing_number(value: Any) -> bool:
+    return value is None or (isinstance(value, Cell) and value.strip().lower() in ("", "nan", "null"))
+
+
+def as_number(value: Any, name: str) -> float:
+    """The value as a finite float; raises BadInput if it is none."""
+    if isinstance(value, Cell):
+        value = _cell_number(value)
+    if not isinstance(value, int | float):
+        raise BadInput(f"`{name}` has to be a number, but it is {_shown(value)}")
+    if not abs(value) <= 1.7976931348623157e308:
+        raise BadInput(f"`{name}` has to be a finite number, but it is {_shown(value)}")
+    return float(value)
+
+
+def _cell_number(cell: Cell) -> Any:
+    word = cell.strip().lower()
+    if word in ("true", "false"):
+        return word == "true"
+    try:
+        return float(word)
+    except ValueError:
+        return cell
+
+
+def probability(row: Mapping[str, Any], name: str) -> float:
+    """A column's number from 0 to 1, or its boolean."""
+    value = number(row, name)
+    if not 0.0 <= value <= 1.0:
+        raise BadInput(f"`{name}` is {value:g}, but it has to be true, false or a number from 0 to 1")
+    return value
+
+
+def values(row: Mapping[str, Any], name: str) -> list[Any]:
+    """A column's list, which may not be empty."""
+    value = _from_cell(present(row, name))
+    if not isinstance(value, list):
+        raise BadInput(f"`{name}` has to be a list, but it is {_shown(value)}")
+    if not value:
+        raise BadInput(f"`{name}` is an empty list")
+    return value
+
+
+def mapping(value: Any) -> Mapping[str, Any] | None:
+    """The value as a mapping, None if it is none."""
+    value = _from_cell(value)
+    return value if isinstance(value, Mapping) else None
+
+
+def context(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The mapping in `context`, {} without one."""
+    value = row.get("context")
+    found = {} if value is None else mapping(value)
+    if found is None:
+        raise BadInput(f"`context` has to be a mapping, but it is {_shown(value)}; rename the column if it is another")
+    return found
+
+
+def prompt(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """The messages in `prompt`; a text is one user message, an empty list is no prompt."""
+    found = text_or_messages(row, "prompt")
+    return as_messages(found) if isinstance(found, str) else found
+
+
+def text_or_messages(row: Mapping[str, Any], name: str) -> str | tuple[Message, ...]:
+    """A column's text, or its messages."""
+    value = present(row, name)
+    if isinstance(value, Cell) and _is_conversation(_from_cell(value)):
+        value = _from_cell(value)
+    return as_text(value, name) if isinstance(value, str) else _messages(value, name)
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(m, dict) and "role" in m for m in value)
+
+
+def _messages(value: Any, name: str) -> tuple[Message, ...]:
+    if not isinstance(value, list):
+        raise BadInput(f"`{name}` has to be text or a list of messages, but it is {_shown(value)}")
+    if any(isinstance(m, Mapping) and m.get("tool_calls") for m in value):
+        raise BadInput(f"`{name}` holds `tool_calls`, which are not supported yet; remove this row")
+    found = as_messages(value)
+    for message in found:
+        as_text(message.content, name)
+    return found
+
+
+def conversation(row: Mapping[str, Any], name: str) -> tuple[tuple[Message, ...], str]:
+    """The messages of a column as (prompt, response): the last one has to be the assistant's."""
+    found = _messages(_from_cell(present(row, name)), name)
+    return cut(found, name)
+
+
+def cut(messages: tuple[Message, ...], name: str) -> tuple[tuple[Message, ...], str]:
+    """Messages as (prompt, response)."""
+    if not messages:
+        raise BadInput(f"`{name}` is an empty list")
+    if messages[-1].role != "assistant":
+        raise BadInput(f"the last message of `{name}` has to be the assistant's, but its role is {messages[-1].role!r}")
+    return messages[:-1], messages[-1].content
+
+
+def example(row: Mapping[str, Any]) -> Example:
+    """The example in `prompt` and `response`, else in `messages`, with its `context`."""
+    if "messages" in row and any(row.get(name) is None for name in ("prompt", "response")):
+        return Example(*conversation(row, "messages"), context(row))
+    return Example(prompt(row), text(row, "response"), context(row))
+
+
+def has_example(columns: Iterable[str]) -> bool:
+    """Whether these columns can hold an example."""
+    names = set(columns)
+    return "messages" in names or {"prompt", "response"} <= names
+
+
+def as_rows(messages: Iterable[Message]) -> list[dict[str, str]]:
+    """Messages as JSON's objects."""
+    return [{"role": m.role, "content": m.content} for m in messages]
+
+
+def whole(one: Example) -> list[dict[str, str]]:
+    """Prompt and response as JSON's objects."""
+    return as_rows((*one.prompt, Message("assistant", one.response)))
+
+
+def extras(one: Example, **numbers: tuple[float, float]) -> dict[str, Any]:
+    """The optional columns that are needed: `context` if there is one, and each number that is not its default.
+
+    Args:
+        one: whose context is written.
+        numbers: name=(value, default).
+    """
+    row: dict[str, Any] = {name: float(value) for name, (value, default) in numbers.items() if value != default}
+    if one.context:
+        row["context"] = _plain(one.context)
+    return row
+
+
+def _plain(found: Mapping[str, Any]) -> dict[str, Any]:
+    plain = dict(found)
+    try:
+        if json.loads(json.dumps(plain, allow_nan=False)) == plain:
+            return plain
+    except (ValueError, TypeError, RecursionError):
+        pass
+    raise BadInput(f"the context {_shown(plain)} would not read back the same; use only what JSON has")
+
+
+def _shown(value: Any) -> str:
+    return f"{value!r:.60}"

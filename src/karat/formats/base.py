@@ -1,0 +1,209 @@
+"""The contract of a data format, how formats are found, and how a file becomes items and back.
+
+A member is a module of this folder. Its file name is the word a user types, and the first line of its docstring is
+what `karat formats` prints. Nothing here knows about tokens or tensors; pyarrow and datasets are imported on use.
+"""
+
+import ast
+import difflib
+import importlib
+import os
+import pkgutil
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, cast
+
+from karat.formats._columns import unsupported
+from karat.formats._files import Row, read_rows, write_rows
+from karat.formats._sources import Source, mix, parse_source, prompt_key, select, split_by_prompt
+from karat.types import BadInput, Example, Item
+
+__all__ = [
+    "Entry",
+    "Format",
+    "Loaded",
+    "Problem",
+    "Source",
+    "describe",
+    "detect",
+    "get",
+    "load",
+    "mix",
+    "names",
+    "parse_source",
+    "prompt_key",
+    "split_by_prompt",
+    "write",
+]
+
+Entry: TypeAlias = Item | Example
+
+
+class Format(Protocol):
+    """What a member module offers. A member may also set `FALLBACK = True`: it yields to any other that fits."""
+
+    COLUMNS: str  # the columns it expects, for people
+
+    def detect(self, sample: Mapping[str, Any], /) -> bool:
+        """Whether a file whose columns hold values like those of `sample` is of this format."""
+        ...
+
+    def read(self, row: Mapping[str, Any], origin: str, /) -> Sequence[Entry]:
+        """The items of one row, at least one; raises BadInput if the row cannot be used."""
+        ...
+
+    def write(self, item: Any, /) -> Row:
+        """The row that reads back as `item`, any `Entry`; raises BadInput if this format cannot hold it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A row that cannot be used, and why."""
+
+    origin: str  # "file:line"
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a source held: every selected row is either in `items` or in `problems`."""
+
+    items: list[Entry]
+    problems: list[Problem]
+    format: str
+    rows: int  # rows read, after the slice
+    source: Source
+
+
+def names() -> list[str]:
+    """The formats, by name."""
+    found = (m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return sorted(n for n in found if not n.startswith("_") and n != "base")
+
+
+def describe() -> dict[str, str]:
+    """One sentence for each format, read from its file without importing it."""
+    return {name: _first_line(Path(__file__).with_name(f"{name}.py")) for name in names()}
+
+
+def _first_line(path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0]
+
+
+def get(name: str) -> Format:
+    """The format of that name.
+
+    Raises:
+        BadInput: there is none; the message names the nearest.
+    """
+    known = names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        raise BadInput(f"there is no format {name!r}; the nearest is {near[0]!r} of {', '.join(known)}")
+    return cast(Format, importlib.import_module(f"karat.formats.{name}"))
+
+
+def detect(sample: Mapping[str, Any], where: str = "the data") -> str:
+    """The one format that columns like those of `sample` fit.
+
+    Args:
+        sample: a value for each column, None where a column is empty.
+        where: what the error message calls the data.
+
+    Raises:
+        BadInput: no format fits, or several do.
+    """
+    fitting = [name for name in names() if get(name).detect(sample)]
+    fitting = [name for name in fitting if not getattr(get(name), "FALLBACK", False)] or fitting
+    if len(fitting) == 1:
+        return fitting[0]
+    columns = ", ".join(sample) or "none"
+    if fitting:
+        raise BadInput(f"{where} has the columns {columns}, which fit {' and '.join(fitting)}; name the format")
+    expected = "; ".join(f"{name} ({get(name).COLUMNS})" for name in _nearest(sample))
+    raise BadInput(f"{where} has the columns {columns}, which fit no format; rename them to those of {expected}")
+
+
+def _nearest(columns: Iterable[str]) -> list[str]:
+    """All formats, first the one whose columns read most like these."""
+    found = list(columns)
+
+    def likeness(name: str) -> float:
+        words = set(re.findall(r"\w+", get(name).COLUMNS))
+        return sum(max(difflib.SequenceMatcher(None, c, w).ratio() ** 4 for w in words) for c in found)
+
+    return sorted(names(), key=lambda name: (-likeness(name), name))
+
+
+def load(source: Source | str | os.PathLike[str], format: str | None = None) -> Loaded:
+    """The items of a data source, and its rows that cannot be used.
+
+    Args:
+        source: a `Source` or its text, `PATH[SLICE][@WEIGHT]`; the weight is kept for `mix`, not applied.
+        format: a name of `names()`; detected from the columns if None.
+
+    Raises:
+        BadInput: the file cannot be read, its format cannot be told, or no row can be used.
+    """
+    source = source if isinstance(source, Source) else parse_source(os.fspath(source))
+    if format is not None:
+        get(format)
+    rows = select(read_rows(source.path), source)
+    sample = _sample(row for _, row in rows)
+    name = detect(sample, source.path) if format is None else format
+    items, problems = _read(get(name), rows, list(sample), source.path)
+    if not items:
+        raise BadInput(f"none of the {len(rows)} rows of {source} can be used as {name}; the first is {problems[0]}")
+    return Loaded(items, problems, name, len(rows), source)
+
+
+def _sample(rows: Iterable[Row]) -> Row:
+    """For each column its first value that is not missing."""
+    sample: Row = {}
+    for row in rows:
+        for column, value in row.items():
+            if sample.get(column) is None:
+                sample[column] = value
+    return sample
+
+
+def _read(
+    format: Format, rows: Iterable[tuple[int, Row]], columns: list[str], path: str
+) -> tuple[list[Entry], list[Problem]]:
+    items: list[Entry] = []
+    problems: list[Problem] = []
+    for number, row in rows:
+        origin = f"{path}:{number}"
+        try:
+            unsupported(row)
+            items += format.read({column: row.get(column) for column in columns}, origin)
+        except BadInput as error:
+            problems.append(Problem(origin, str(error).removeprefix(f"{origin}: ")))
+    return items, problems
+
+
+def write(items: Iterable[Entry], path: str | os.PathLike[str], format: str) -> int:
+    """Writes items so that `load(path, format).items` equals them, and returns how many rows that took.
+
+    The file appears whole or not at all. Its kind follows from its name: .jsonl, .json, .csv (each also with .gz)
+    or .parquet.
+
+    Raises:
+        BadInput: the format or the kind of file cannot hold an item, or the file cannot be written.
+    """
+    return write_rows(_rows(get(format), items), os.fspath(path))
+
+
+def _rows(format: Format, items: Iterable[Entry]) -> Iterator[Row]:
+    for number, item in enumerate(items, 1):
+        try:
+            yield format.write(item)
+        except BadInput as error:
+            raise BadInput(f"item {number}: {error}") from error

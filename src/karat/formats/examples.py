@@ -1,0 +1,27 @@
+"""Answers to score, without a label: `prompt` and `response`, or `messages`, of which the last one is scored."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from karat.formats._columns import example, extras, has_example, whole
+from karat.types import BadInput, Example
+
+COLUMNS = "prompt and response, or messages; optional context"
+FALLBACK = True  # any format that finds more in the columns is meant
+
+
+def detect(sample: Mapping[str, Any]) -> bool:
+    """There is an example, labelled or not."""
+    return has_example(sample)
+
+
+def read(row: Mapping[str, Any], origin: str) -> list[Example]:
+    """One example."""
+    return [example(row)]
+
+
+def write(item: Example) -> dict[str, Any]:
+    """The whole conversation."""
+    if not isinstance(item, Example):
+        raise BadInput(f"the format examples holds unlabelled answers, but this is a {type(item).__name__}")
+    return {"messages": whole(item), **extras(item)}

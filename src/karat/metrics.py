@@ -1,0 +1,501 @@
+"""Figures of merit and how sure one may be of them: pure NumPy functions over numbers.
+
+Nothing here knows about models, texts or files. Shapes: B rows, P prompts, K answers to each prompt. Every
+function raises `BadInput` for numbers that are not finite, shapes that do not fit together and an empty input.
+A figure that its data do not define (an AUC of one class, a correlation with a constant) is None, never 0 or NaN.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Hashable, Sequence
+from statistics import NormalDist
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from karat.types import BadInput
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+IntArray: TypeAlias = npt.NDArray[np.int64]
+Statistic: TypeAlias = Callable[[FloatArray], float | None]
+
+_CHUNK = 4_000_000  # numbers drawn at a time: 32 MB
+
+
+class PairAccuracy(NamedTuple):
+    """How often the better answer got the higher reward, by both conventions for ties."""
+
+    strict: float  # in [0, 1]; a tie is wrong (RewardBench v1)
+    half: float  # in [0, 1]; a tie counts 0.5, so a constant scorer gets 0.5
+    ties: int  # rows whose margin is exactly 0
+
+
+class Interval(NamedTuple):
+    """The two ends of an interval, in the unit of the figure."""
+
+    low: float
+    high: float
+
+
+class ReliabilityBins(NamedTuple):
+    """What a forecast said and what happened, for each bin that holds a row (R of them, ascending)."""
+
+    centre: FloatArray  # [R] middle of the bin, in [0, 1]
+    confidence: FloatArray  # [R] mean forecast in the bin
+    accuracy: FloatArray  # [R] mean label in the bin
+    rows: IntArray  # [R] how many rows fell into the bin, >= 1
+
+
+# ---------------------------------------------------------------------------------------------- pairs
+
+
+def pair_accuracy(margins_B: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> PairAccuracy:
+    """Share of pairs whose better answer got the higher reward.
+
+    Args:
+        margins_B: [B] reward of the better answer minus reward of the other; any unit.
+        weights: [B] how much each row counts, >= 0; None is 1 each.
+
+    >>> pair_accuracy([1.0, 0.0, -3.0])
+    PairAccuracy(strict=0.3333333333333333, half=0.5, ties=1)
+    """
+    margins = _vector("margins", margins_B)
+    weight = _weights(weights, margins.size)
+    strict = _mean(margins > 0, weight)
+    return PairAccuracy(strict, _mean(credit(margins), weight), int((margins == 0).sum()))
+
+
+def credit(margins_B: npt.ArrayLike) -> FloatArray:
+    """Credit for each pair, [B]: 1 for a margin above 0, 0.5 for a tie, 0 below."""
+    return (np.sign(_vector("margins", margins_B)) + 1) / 2
+
+
+# ---------------------------------------------------------------------------------------------- intervals
+
+
+def bootstrap_interval(
+    values: npt.ArrayLike,
+    statistic: Statistic | None = None,
+    *,
+    weights: npt.ArrayLike | None = None,
+    groups: Sequence[Hashable] | npt.NDArray[Any] | None = None,
+    n: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Percentile bootstrap interval (Efron 1979); `groups` are drawn whole, as their rows are not independent.
+
+    Resamples for which the statistic is undefined (None or not finite) are left out.
+
+    Args:
+        values: [B], or [B, F] where the statistic needs several columns.
+        statistic: what to compute of the drawn rows; None is the (weighted) mean, which is vectorised.
+        weights: [B] how much each row counts in the mean, >= 0; for your own statistic pass a column instead.
+        groups: [B] the cluster of each row, such as its prompt; None draws single rows.
+        n: resamples.
+        seed: the same seed gives the same interval.
+        level: coverage, in (0, 1).
+
+    >>> bootstrap_interval([0.0, 1.0] * 50, seed=1)
+    Interval(low=0.4, high=0.6)
+    """
+    rows = np.asarray(values, dtype=np.float64)
+    if rows.ndim not in (1, 2) or not len(rows) or not np.isfinite(rows).all():
+        raise BadInput(f"values of shape {rows.shape} cannot be resampled: pass finite numbers, [B] or [B, F]")
+    cluster = _clusters(groups, len(rows))
+    rng = np.random.default_rng(seed)
+    if statistic is None:
+        draws = _resampled_means(_vector("values", rows), _weights(weights, len(rows)), cluster, n, rng)
+    else:
+        draws = _resampled(rows, statistic, cluster, n, rng)
+    if not draws.size:
+        raise BadInput("the statistic is undefined in every resample: give more rows or another statistic")
+    low, high = np.quantile(draws, [(1 - _level(level)) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
+
+
+def wilson_interval(successes: float, n: int, level: float = 0.95) -> Interval:
+    """Interval of a proportion that stays honest at 0 and at 1 (Wilson 1927).
+
+    Args:
+        successes: how many of `n`, in [0, n]; half credits are allowed.
+        n: independent trials, >= 1.
+        level: coverage, in (0, 1).
+
+    >>> [round(end, 4) for end in wilson_interval(10, 10)]
+    [0.7225, 1.0]
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise BadInput(f"{successes} successes of {n} trials is no proportion: successes have to be from 0 to n")
+    z2 = NormalDist().inv_cdf((1 + _level(level)) / 2) ** 2
+    rate = successes / n
+    centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (rate * (1 - rate) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    return Interval(max(0.0, centre - half), min(1.0, centre + half))
+
+
+def _resampled_means(
+    values: FloatArray, weight: FloatArray, cluster: IntArray, n: int, rng: np.random.Generator
+) -> FloatArray:
+    masses = np.bincount(cluster, weights=weight)
+    sums = np.bincount(cluster, weights=weight * values)
+    chunks = []
+    for some in _chunks(n, masses.size):
+        drawn = rng.integers(masses.size, size=(some, masses.size))
+        total, mass = sums[drawn].sum(axis=1), masses[drawn].sum(axis=1)
+        chunks.append(total[mass > 0] / mass[mass > 0])
+    return np.concatenate(chunks)
+
+
+def _resampled(
+    rows: FloatArray, statistic: Statistic, cluster: IntArray, n: int, rng: np.random.Generator
+) -> FloatArray:
+    members = np.split(np.argsort(cluster, kind="stable"), np.cumsum(np.bincount(cluster))[:-1])
+    drawn = (rng.integers(len(members), size=len(members)) for _ in range(n))
+    draws = [statistic(rows[np.concatenate([members[i] for i in some])]) for some in drawn]
+    return np.array([draw for draw in draws if draw is not None and math.isfinite(draw)])
+
+
+def _chunks(n: int, width: int) -> list[int]:
+    size = max(1, _CHUNK // width)
+    return [min(size, n - start) for start in range(0, n, size)]
+
+
+def _clusters(groups: Sequence[Hashable] | npt.NDArray[Any] | None, size: int) -> IntArray:
+    if groups is None:
+        return np.arange(size)
+    if len(groups) != size:
+        raise BadInput(f"{len(groups)} groups for {size} rows: give every row one group")
+    seen: dict[Hashable, int] = {}
+    return np.array([seen.setdefault(group, len(seen)) for group in groups], dtype=np.int64)
+
+
+# ---------------------------------------------------------------------------------------------- calibration
+
+
+def reliability_bins(
+    prob: npt.ArrayLike, label: npt.ArrayLike, bins: int = 15, weights: npt.ArrayLike | None = None
+) -> ReliabilityBins:
+    """Forecasts in equal-width bins over [0, 1] against what happened; empty bins are left out.
+
+    Args:
+        prob: [B] forecast probability, in [0, 1]; 1.0 falls into the last bin.
+        label: [B] what happened, in [0, 1] (soft labels are allowed).
+        bins: number of bins, >= 1.
+        weights: [B] how much each row counts, >= 0.
+    """
+    share, seen, weight, place = _binned(prob, label, bins, weights)
+    used = np.unique(place[weight > 0])
+    mass = np.bincount(place, weights=weight, minlength=bins)[used]
+    return ReliabilityBins(
+        (used + 0.5) / bins,
+        np.bincount(place, weights=weight * share, minlength=bins)[used] / mass,
+        np.bincount(place, weights=weight * seen, minlength=bins)[used] / mass,
+        np.bincount(place[weight > 0], minlength=bins)[used],
+    )
+
+
+def expected_calibration_error(
+    prob: npt.ArrayLike, label: npt.ArrayLike, bins: int = 15, weights: npt.ArrayLike | None = None
+) -> float:
+    """Mean distance of forecast and outcome over equal-width bins, in [0, 1], lower is better.
+
+    Source: Guo et al. 2017, arXiv:1706.04599 eq. 3.
+
+    Arguments as in `reliability_bins`.
+
+    >>> round(expected_calibration_error([0.9, 0.9, 0.2], [1, 0, 0]), 4)
+    0.3333
+    """
+    share, seen, weight, place = _binned(prob, label, bins, weights)
+    gaps = np.abs(np.bincount(place, weights=weight * (share - seen), minlength=bins))
+    return float(gaps.sum() / weight.sum())
+
+
+def brier(prob: npt.ArrayLike, label: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float:
+    """Mean squared distance of forecast and outcome, in [0, 1], lower is better; 0.5 gets 0.25 (Brier 1950)."""
+    share, seen = _unit("prob", prob), _unit("label", label)
+    _same_length(share, seen)
+    return _mean((share - seen) ** 2, _weights(weights, share.size))
+
+
+def sigmoid(logit: npt.ArrayLike) -> FloatArray:
+    """The logistic function in float64, without overflow; the shape is kept."""
+    values = np.asarray(logit, dtype=np.float64)
+    small = np.exp(-np.abs(values))
+    return np.where(values >= 0, 1 / (1 + small), small / (1 + small))
+
+
+def _binned(
+    prob: npt.ArrayLike, label: npt.ArrayLike, bins: int, weights: npt.ArrayLike | None
+) -> tuple[FloatArray, FloatArray, FloatArray, IntArray]:
+    share, seen = _unit("prob", prob), _unit("label", label)
+    _same_length(share, seen)
+    if bins < 1:
+        raise BadInput(f"bins is {bins}, but there has to be at least one")
+    place = np.minimum((share * bins).astype(np.int64), bins - 1)
+    return share, seen, _weights(weights, share.size), place
+
+
+# ---------------------------------------------------------------------------------------------- outcomes
+
+
+def auc(score: npt.ArrayLike, label: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float | None:
+    """Chance that a right answer scores above a wrong one, ties half, in [0, 1]; None if there is one class.
+
+    The area under the ROC curve, by its identity with the Mann-Whitney U (Hanley and McNeil 1982).
+
+    Args:
+        score: [B] any unit; higher is better.
+        label: [B] 0 or 1.
+        weights: [B] how much each row counts, >= 0.
+
+    >>> auc([0.1, 0.4, 0.4, 0.8], [0, 0, 1, 1])
+    0.875
+    """
+    scores, labels = _vector("score", score), _binary("label", label)
+    _same_length(scores, labels)
+    weight = _weights(weights, scores.size)
+    level = np.unique(scores, return_inverse=True)[1]
+    right, wrong = (np.bincount(level, weights=weight * side) for side in (labels, 1 - labels))
+    total = right.sum() * wrong.sum()
+    below = np.cumsum(wrong) - wrong
+    return float(right @ (below + wrong / 2) / total) if total > 0 else None
+
+
+def accuracy_at_zero(logit: npt.ArrayLike, label: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float:
+    """Share of answers whose logit falls on the side of its label, in [0, 1]; a logit of exactly 0 is wrong.
+
+    Args:
+        logit: [B] above 0 says right, below says wrong.
+        label: [B] 0 or 1.
+        weights: [B] how much each row counts, >= 0.
+    """
+    logits, labels = _vector("logit", logit), _binary("label", label)
+    _same_length(logits, labels)
+    return _mean(logits * (2 * labels - 1) > 0, _weights(weights, logits.size))
+
+
+# ---------------------------------------------------------------------------------------------- correlation
+
+
+def pearson(x: npt.ArrayLike, y: npt.ArrayLike) -> float | None:
+    """Linear correlation of two [B], in [-1, 1]; None where either is constant."""
+    a, b = _vector("x", x), _vector("y", y)
+    _same_length(a, b)
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    a, b = _unit_length(a), _unit_length(b)
+    return float(np.clip(a @ b, -1.0, 1.0))
+
+
+def _unit_length(values: FloatArray) -> FloatArray:
+    """Centred and of length 1; scaled first, so that no square over- or underflows."""
+    centred = values / np.abs(values).max()
+    centred = centred - centred.mean()
+    scaled: FloatArray = centred / np.abs(centred).max()
+    return scaled / np.linalg.norm(scaled)
+
+
+def spearman(x: npt.ArrayLike, y: npt.ArrayLike) -> float | None:
+    """Rank correlation of two [B] with mean ranks for ties, in [-1, 1]; None where either is constant."""
+    return pearson(_mean_ranks(_vector("x", x)), _mean_ranks(_vector("y", y)))
+
+
+def kendall(x: npt.ArrayLike, y: npt.ArrayLike) -> float | None:
+    """Agreement of two orders [K], tau-b (Kendall 1945), in [-1, 1]; None where either is constant."""
+    a, b = _vector("x", x), _vector("y", y)
+    _same_length(a, b)
+    sign_a, sign_b = (np.sign(v[:, None] - v[None, :]) for v in (a, b))
+    pairs = math.sqrt((sign_a**2).sum() * (sign_b**2).sum())
+    return float((sign_a * sign_b).sum() / pairs) if pairs else None
+
+
+def _mean_ranks(values: FloatArray) -> FloatArray:
+    _, level, count = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(count)
+    ranks: FloatArray = (last - (count - 1) / 2)[level]
+    return ranks
+
+
+# ---------------------------------------------------------------------------------------------- best of n
+
+
+def best_of_n(scores_PK: npt.ArrayLike, correct_PK: npt.ArrayLike, n: int) -> FloatArray:
+    """Exact accuracy of keeping the best-scored of n answers, over all subsets of size n of the K at hand.
+
+    Answers tied for the best share the choice equally: one with `a` answers strictly above it and `g` at its
+    own score (itself included) is kept with probability (C(K - a, n) - C(K - a - g, n)) / (g C(K, n)).
+
+    Args:
+        scores_PK: [P, K] higher is better; compared within a prompt only.
+        correct_PK: [P, K] in [0, 1].
+        n: answers drawn without replacement, from 1 to K.
+
+    Returns:
+        [P] expected accuracy for each prompt, in [0, 1]; their mean is the figure.
+
+    >>> best_of_n([[3, 2, 1]], [[0, 1, 1]], 2).round(4).tolist()
+    [0.3333]
+    """
+    scores, correct = _table("scores", scores_PK), _shares("correct", correct_PK)
+    if scores.shape != correct.shape:
+        raise BadInput(f"scores are {scores.shape} and correct is {correct.shape}: both have to be [P, K]")
+    subsets = _subset_shares(scores.shape[1], n)
+    kept = [_choice(row, subsets) for row in scores]
+    expected: FloatArray = (np.array(kept) * correct).sum(axis=1)
+    return expected
+
+
+def random_of_n(correct_PK: npt.ArrayLike, n: int) -> FloatArray:
+    """Accuracy of keeping any one of n answers at random, [P] in [0, 1]: the mean of the K, whatever n is."""
+    correct = _shares("correct", correct_PK)
+    _subset_shares(correct.shape[1], n)
+    expected: FloatArray = correct.mean(axis=1)
+    return expected
+
+
+def oracle_of_n(correct_PK: npt.ArrayLike, n: int) -> FloatArray:
+    """Chance that a right answer is among n of the K, [P] in [0, 1]: pass@n, unbiased and exact.
+
+    Source: Chen et al. 2021, arXiv:2107.03374 eq. 1.
+
+    Args:
+        correct_PK: [P, K] 0 or 1.
+        n: answers drawn without replacement, from 1 to K.
+
+    >>> [round(float(oracle_of_n([[1, 1, 0, 0, 0]], n)[0]), 4) for n in (1, 2, 3)]
+    [0.4, 0.7, 0.9]
+    """
+    correct = _shares("correct", correct_PK)
+    _binary("correct", correct.ravel())
+    wrong = correct.shape[1] - correct.sum(axis=1).astype(np.int64)
+    missed: FloatArray = _subset_shares(correct.shape[1], n)[wrong]
+    return 1 - missed
+
+
+def majority_of_n(
+    answers_PK: Sequence[Sequence[Hashable]],
+    correct_PK: npt.ArrayLike,
+    n: int,
+    draws: int = 1000,
+    seed: int = 0,
+) -> FloatArray:
+    """Accuracy of the answer that most of n samples give (self-consistency, Wang et al. 2022).
+
+    Answers with equally many votes share the choice. None and "" do not vote; without a vote nothing is right.
+    Exact where there are at most `draws` subsets of size n; otherwise a mean over that many random subsets.
+
+    Args:
+        answers_PK: P lists of K final answers, compared by equality.
+        correct_PK: [P, K] in [0, 1]; an answer's correctness is the mean over the samples that give it.
+        n: samples drawn without replacement, from 1 to K.
+        draws: subsets drawn where enumeration would need more.
+        seed: the same seed gives the same figure.
+
+    Returns:
+        [P] accuracy for each prompt, in [0, 1].
+    """
+    correct = _shares("correct", correct_PK)
+    if [len(row) for row in answers_PK] != [correct.shape[1]] * len(correct):
+        raise BadInput(f"answers have to be {correct.shape[0]} lists of {correct.shape[1]}, as correct is")
+    _subset_shares(correct.shape[1], n)
+    rng = np.random.default_rng(seed)
+    return np.array(
+        [_vote(row, right, _subsets(right.size, n, draws, rng)) for row, right in zip(answers_PK, correct, strict=True)]
+    )
+
+
+def _subset_shares(size: int, n: int) -> FloatArray:
+    """C(m, n) / C(size, n) for m from 0 to size, [size + 1]: the subsets that lie within m given answers."""
+    if not 1 <= n <= size:
+        raise BadInput(f"n is {n}, but there are {size} answers to each prompt: choose n from 1 to {size}")
+    return np.array([math.comb(m, n) / math.comb(size, n) for m in range(size + 1)])
+
+
+def _choice(scores: FloatArray, subsets: FloatArray) -> FloatArray:
+    """Chance of each answer to be kept, [K]; sums to 1."""
+    _, level, count = np.unique(scores, return_inverse=True, return_counts=True)
+    within = np.cumsum(count)  # answers at this score or below
+    share: FloatArray = ((subsets[within] - subsets[within - count]) / count)[level]
+    return share
+
+
+def _subsets(size: int, n: int, draws: int, rng: np.random.Generator) -> IntArray:
+    if math.comb(size, n) <= draws:
+        return np.array(list(itertools.combinations(range(size), n)))
+    return np.argsort(rng.random((draws, size)), axis=1)[:, :n]
+
+
+def _vote(answers: Sequence[Hashable], correct: FloatArray, subsets_DN: IntArray) -> float:
+    seen: dict[Hashable, int] = {}
+    code = np.array([-1 if a is None or a == "" else seen.setdefault(a, len(seen)) for a in answers])
+    voting = code >= 0
+    if not voting.any():
+        return 0.0
+    right = np.bincount(code[voting], weights=correct[voting]) / np.bincount(code[voting])
+    votes = (code[subsets_DN][:, :, None] == np.arange(len(seen))).sum(axis=1)  # [D, answers]
+    first = (votes == votes.max(axis=1, keepdims=True)) & (votes > 0)
+    return float(np.mean(first @ right / np.maximum(first.sum(axis=1), 1)))
+
+
+# ---------------------------------------------------------------------------------------------- what comes in
+
+
+def _vector(name: str, values: npt.ArrayLike) -> FloatArray:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not array.size or not np.isfinite(array).all():
+        raise BadInput(f"{name} of shape {array.shape} has to be a list of at least one finite number")
+    return array
+
+
+def _unit(name: str, values: npt.ArrayLike) -> FloatArray:
+    array = _vector(name, values)
+    if array.min() < 0 or array.max() > 1:
+        raise BadInput(f"{name} goes from {array.min():g} to {array.max():g}, but has to stay in [0, 1]")
+    return array
+
+
+def _binary(name: str, values: npt.ArrayLike) -> FloatArray:
+    array = _unit(name, values)
+    if not np.isin(array, (0.0, 1.0)).all():
+        raise BadInput(f"{name} holds values between 0 and 1: cut soft labels at 0.5 first")
+    return array
+
+
+def _table(name: str, values: npt.ArrayLike) -> FloatArray:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 2 or not array.size or not np.isfinite(array).all():
+        raise BadInput(f"{name} of shape {array.shape} has to be finite numbers, [P, K]")
+    return array
+
+
+def _shares(name: str, values: npt.ArrayLike) -> FloatArray:
+    array = _table(name, values)
+    _unit(name, array.ravel())
+    return array
+
+
+def _weights(weights: npt.ArrayLike | None, size: int) -> FloatArray:
+    if weights is None:
+        return np.ones(size)
+    array = _vector("weights", weights)
+    if array.size != size or array.min() < 0 or array.sum() <= 0:
+        raise BadInput(f"weights have to be {size} numbers of at least 0 that are not all 0")
+    return array
+
+
+def _same_length(a: FloatArray, b: FloatArray) -> None:
+    if a.size != b.size:
+        raise BadInput(f"{a.size} and {b.size} values do not belong together: give one for each row")
+
+
+def _level(level: float) -> float:
+    if not 0 < level < 1:
+        raise BadInput(f"level is {level}, but a coverage lies between 0 and 1, such as 0.95")
+    return level
+
+
+def _mean(values: npt.NDArray[Any], weight: FloatArray) -> float:
+    return float(values @ weight / weight.sum())

@@ -1,0 +1,1 @@
+"""Models: how they are loaded, what text becomes for them, the heads on top, and checkpoints."""

@@ -1,0 +1,104 @@
+"""Encoding a rendered text in which only the control tokens that its template wrote are read as control tokens.
+
+The common case costs one scan of the text. Where a user's text holds the name of a control token, a twin of the
+tokenizer is used in which every control token has an unguessable name: what the template wrote is renamed, what the
+user wrote is ordinary text, and everything else (normaliser, merges across the edges of a message) is the same.
+"""
+
+import json
+import re
+import secrets
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from karat.types import Refused
+
+
+class LiteralEncoder:
+    """Text → ids for one tokenizer; control tokens are its special tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.control = {str(t): i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        # An unknown character is no control token, though its id is a special one.
+        self._ids = frozenset(self.control.values()) - {tokenizer.unk_token_id}
+        self._nonce = secrets.token_hex(8)
+        names = sorted(self.control, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+
+    def holds_control(self, text: str) -> bool:
+        """Does the text spell a control token?"""
+        return self._pattern.search(text) is not None
+
+    def mask(self, text: str) -> str:
+        """User text with the names of control tokens replaced by placeholders that templates pass through."""
+        return self._pattern.sub(lambda m: f"\u27ea{self._nonce}:{self.control[m[0]]}\u27eb", text)
+
+    def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        """Ids of rendered texts, all of whose control tokens come from the template.
+
+        A text that yields more control tokens than it spells (a normaliser made one) is encoded by the twin.
+        """
+        if not texts:
+            return []
+        batch = self.tokenizer(list(texts), add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+        added = self._added_by_tokenizer if add_special_tokens else 0
+        return [
+            self.encode_masked(text, add_special_tokens=add_special_tokens)
+            if sum(i in self._ids for i in ids) > self._spelled(text) + added
+            else list(ids)
+            for text, ids in zip(texts, batch, strict=True)
+        ]
+
+    def encode_masked(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Ids of a text rendered from masked messages."""
+        renamed = self._pattern.sub(lambda m: m[0] + self._nonce, text)
+        back = re.compile(rf"\u27ea{self._nonce}:(\d+)\u27eb")
+        names = {i: name for name, i in self.control.items()}
+        plain = back.sub(lambda m: names[int(m[1])], renamed)
+        ids: list[int] = self._twin.encode(plain, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def _spelled(self, text: str) -> int:
+        return sum(self.control[name] in self._ids for name in self._pattern.findall(text))
+
+    @cached_property
+    def _added_by_tokenizer(self) -> int:
+        return sum(i in self._ids for i in self.tokenizer("", add_special_tokens=True)["input_ids"])
+
+    @cached_property
+    def _twin(self) -> Tokenizer:
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise Refused(
+                "this text spells a control token and the tokenizer is no fast one, so it cannot be read as plain"
+                " text; save the tokenizer in the tokenizer.json format"
+            )
+        state = json.loads(backend.to_str())
+        rename = {name: name + self._nonce for name in self.control}
+        for token in state["added_tokens"]:
+            token["content"] = rename.get(token["content"], token["content"])
+        state["model"] = _renamed_vocabulary(state["model"], rename)
+        twin = Tokenizer.from_str(json.dumps(state))
+        twin.no_truncation()
+        twin.no_padding()
+        moved = [name for name, i in self.control.items() if twin.token_to_id(rename[name]) != i]
+        if moved:
+            raise Refused(f"the tokenizer's control tokens {moved[:3]} cannot be told from text; please report it")
+        return twin
+
+
+def _renamed_vocabulary(model: dict[str, Any], rename: dict[str, str]) -> dict[str, Any]:
+    vocabulary = model.get("vocab", {})
+    if isinstance(vocabulary, dict):
+        vocabulary = {rename.get(piece, piece): i for piece, i in vocabulary.items()}
+    else:  # Unigram: a list of [piece, score]
+        vocabulary = [[rename.get(piece, piece), score] for piece, score in vocabulary]
+    # WordLevel and WordPiece look their unknown token up by name.
+    unknown = model.get("unk_token")
+    renamed = {"unk_token": rename.get(unknown, unknown)} if isinstance(unknown, str) else {}
+    return {**model, **renamed, "vocab": vocabulary}

@@ -1,0 +1,137 @@
+"""Loading Hugging Face models and tokenizers from a folder or hub id: safetensors only, never remote code."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from karat.types import Refused
+
+# What a model folder may hold that karat reads. Nothing that is code or a pickle.
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+
+
+def locate(path: str | Path) -> Path:
+    """The folder of a model: the path itself, or the snapshot of a hub id.
+
+    Raises:
+        Refused: there is no such folder, and no such hub id can be reached.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        if not ({"config.json", "adapter_config.json"} & {f.name for f in folder.iterdir()}):
+            raise Refused(f"{folder} holds no model (no config.json); give the folder that a model was saved to")
+        return folder
+    if folder.exists() or folder.is_absolute() or str(path).count("/") > 1:
+        raise Refused(f"{path} is no folder; give a model's folder or a hub id such as 'owner/name'")
+    return _snapshot(str(path))
+
+
+def _snapshot(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=_FILES))
+    except Exception as error:  # the hub client raises a dozen unrelated types
+        raise Refused(
+            f"there is no folder {hub_id!r}, and no hub model of that name could be fetched"
+            f" ({type(error).__name__}); check the path, or the name and the network"
+        ) from None
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder.
+
+    Raises:
+        Refused: the folder has none that can be loaded.
+    """
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        raise Refused(f"{folder} has no tokenizer; save one there with tokenizer.save_pretrained()")
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers passes on whatever the tokenizer's parser raised
+        raise Refused(f"the tokenizer in {folder} cannot be loaded: {_first_line(error)}") from None
+    return tokenizer
+
+
+def load_config(folder: Path) -> PreTrainedConfig:
+    """The config of a model folder.
+
+    Raises:
+        Refused: transformers does not know its architecture.
+    """
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # unknown model types, remote code and broken JSON all differ in type
+        raise Refused(f"the config in {folder} cannot be used: {_first_line(error)}") from None
+    return config
+
+
+def from_pretrained(auto_class: Any, folder: Path, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    """A model by one of transformers' Auto classes, and its loading report.
+
+    Raises:
+        Refused: the weights are missing, half downloaded, pickled or of another shape.
+    """
+    if not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+        why = "only pickled weights, which can run code when read" if pickled else "no weights (*.safetensors)"
+        raise Refused(f"{folder} has {why}; save the model with safetensors")
+    try:
+        model, report = auto_class.from_pretrained(
+            folder, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **kwargs
+        )
+    except Exception as error:  # safetensors, torch and transformers each raise their own
+        raise Refused(f"the model in {folder} cannot be loaded: {_first_line(error)}") from None
+    return model, report
+
+
+def positions(config: PreTrainedConfig) -> int | None:
+    """How many tokens the model can take, or None where its architecture sets no limit."""
+    text = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length"):
+        if isinstance(limit := getattr(text, name, None), int) and limit > 0:
+            return limit
+    return None
+
+
+def position_offset(backbone: nn.Module) -> int:
+    """The position of a sequence's first token: 0, or behind the padding index where the embedding has one."""
+    for name, module in backbone.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module.padding_idx + 1
+    return 0
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` is the first CUDA device, or the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def choose_dtype(dtype: str, device: torch.device, config: PreTrainedConfig) -> torch.dtype:
+    """`auto` is float32 on a CPU and the checkpoint's own type on a GPU."""
+    if dtype == "auto":
+        own = getattr(config, "dtype", None) or torch.float32
+        return own if device.type == "cuda" and isinstance(own, torch.dtype) else torch.float32
+    chosen = getattr(torch, dtype, None)
+    if not (isinstance(chosen, torch.dtype) and chosen.is_floating_point):
+        raise Refused(f"dtype {dtype!r} is no floating-point type; use auto, float32, bfloat16 or float16")
+    return chosen
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of a model folder."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        raise Refused(f"{path} is no valid JSON; download or save it again") from None
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]

@@ -1,0 +1,101 @@
+"""The only place where hidden states become numbers: heads in float32, and how Hugging Face classes store them.
+
+A head knows nothing about text or about where its hidden states were read.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from karat.spec import Head as HeadSpec
+from karat.spec import RewardSpec
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "gelu": nn.functional.gelu,
+    "relu": torch.relu,
+}
+
+
+class Head(nn.Module):
+    """Hidden states [R, D] → numbers [R, k], in float32 whatever autocast says (bf16 would tie rewards)."""
+
+    def __init__(self, spec: HeadSpec, hidden: int) -> None:
+        super().__init__()
+        self.hidden_act = spec.hidden_act
+        self.dense = nn.Linear(hidden, hidden) if spec.type == "mlp" else None
+        self.out = nn.Linear(hidden, spec.outputs, bias=spec.bias)
+        nn.init.normal_(self.out.weight, std=(hidden + 1) ** -0.5)  # Stiennon et al. 2020, arXiv:2009.01325
+
+    def forward(self, states_RD: Tensor) -> Tensor:
+        """Numbers of shape [R, k]."""
+        with torch.autocast(states_RD.device.type, enabled=False):
+            states_RD = states_RD.float()
+            if self.dense is not None:
+                states_RD = _ACTIVATIONS[self.hidden_act](self.dense(states_RD))
+            numbers_Rk: Tensor = self.out(states_RD)
+            return numbers_Rk
+
+    def sha256(self) -> str:
+        """A fingerprint of the tensors, so that a foreign head of the same shape is noticed."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def rewards_of(spec: RewardSpec, numbers_Rk: Tensor) -> Tensor:
+    """Numbers [R, k] → rewards [R]: the spec's activation, then its output or weighted sum of outputs."""
+    if spec.activation == "sigmoid":
+        numbers_Rk = torch.sigmoid(numbers_Rk)
+    elif spec.activation == "softmax":
+        numbers_Rk = torch.softmax(numbers_Rk, dim=-1)
+    if isinstance(spec.output, int):
+        return numbers_Rk[:, spec.output]
+    return numbers_Rk @ torch.tensor(spec.output, dtype=numbers_Rk.dtype, device=numbers_Rk.device)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a `…ForSequenceClassification` class keeps a head: the head's tensor → the model's."""
+
+    spec: HeadSpec
+    pooling: str
+    tensors: Mapping[str, str]
+    modules: tuple[str, ...]  # what PEFT has to train and save whole
+
+
+def _mlp(dense: str, out: str, modules: tuple[str, ...], *acts: str) -> tuple[Layout, ...]:
+    tensors = {
+        f"{ours}.{part}": f"{theirs}.{part}" for ours, theirs in (("dense", dense), ("out", out)) for part in _WB
+    }
+    return tuple(
+        Layout(HeadSpec(type="mlp", bias=True, hidden_act=act), "cls", tensors, modules)  # type: ignore[arg-type]
+        for act in acts
+    )
+
+
+_WB = ("weight", "bias")
+
+# `{base}` is the class's name for its backbone. Which activation a class uses is found by trying (see checkpoint.py).
+LAYOUTS: tuple[Layout, ...] = (
+    Layout(HeadSpec(), "last", {"out.weight": "score.weight"}, ("score",)),
+    *_mlp("{base}.pooler.dense", "classifier", ("pooler", "classifier"), "tanh", "gelu", "relu"),
+    *_mlp("pooler.dense", "classifier", ("pooler", "classifier"), "gelu", "tanh", "relu"),
+    *_mlp("classifier.dense", "classifier.out_proj", ("classifier",), "tanh", "gelu", "relu"),
+    *_mlp("pre_classifier", "classifier", ("pre_classifier", "classifier"), "relu", "gelu", "tanh"),
+)
+
+
+def layouts_for(names: frozenset[str], base: str) -> list[Layout]:
+    """The layouts whose tensors a classification model has: all of them, and no other tensor beside the backbone."""
+    found = []
+    for layout in LAYOUTS:
+        tensors = {ours: theirs.format(base=base) for ours, theirs in layout.tensors.items()}
+        others = {n for n in names if not n.startswith(f"{base}.")} - set(tensors.values())
+        if set(tensors.values()) <= names and not others:
+            found.append(Layout(layout.spec, layout.pooling, tensors, layout.modules))
+    return found

@@ -1,0 +1,260 @@
+"""The only place where text becomes tokens: an example → token ids with named read positions.
+
+It knows layouts, BOS, EOS and length; it knows nothing about weights or rewards.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from karat import types
+from karat.models._literal import LiteralEncoder
+from karat.spec import Render, RewardSpec
+from karat.types import Example, Message, Refused, Unscored
+
+# The plain layouts, for tokenizers without a chat template.
+PLAIN = {
+    # What TRL does with prompt and completion columns: nothing stands between them.
+    "concat": "{% for m in messages %}{{ m.content }}{% endfor %}",
+    # Anthropic's HH transcripts.
+    "dialogue": (
+        "{% for m in messages %}"
+        "{{ '\\n\\n' + {'user': 'Human', 'assistant': 'Assistant'}.get(m.role, m.role | capitalize) + ': ' }}"
+        "{{ m.content }}{% endfor %}"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """One example as the engine takes it."""
+
+    sequence: types.Sequence
+    truncated: bool = False
+    flags: tuple[str, ...] = ()
+
+
+class Renderer:
+    """Examples → sequences, by the rules of a spec's render part and pooling."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, spec: RewardSpec, positions: int | None) -> None:
+        """`positions` is the model's own limit in tokens (None: it has none)."""
+        self.tokenizer = tokenizer
+        self.part = spec.render
+        self.pooling = spec.pooling
+        limits = [n for n in (spec.render.max_length, positions) if n is not None]
+        self.max_length = min(limits) if limits else None
+        self._literal = LiteralEncoder(tokenizer)
+        self._check()
+
+    def _check(self) -> None:
+        if self.part.eos != "as_is" and self.tokenizer.eos_token_id is None:
+            raise Refused(
+                f"the spec says eos={self.part.eos!r}, but the tokenizer has no EOS token;"
+                " give the tokenizer one or use eos='as_is'"
+            )
+        if not self.part.template:
+            raise Refused("the spec has no template; build it with render_part()")
+
+    def __call__(self, examples: Iterable[Example]) -> list[Rendered | Unscored]:
+        """One result per example, in order; what cannot be rendered is `Unscored` with the reason."""
+        examples = list(examples)
+        texts = [self._text(e) for e in examples]
+        good = [i for i, text in enumerate(texts) if isinstance(text, str)]
+        encoded = self._encode([str(texts[i]) for i in good], [examples[i] for i in good])
+        ids = dict(zip(good, encoded, strict=True))
+        return [self._fit(e, ids[i]) if i in ids else self._unscored(texts[i]) for i, e in enumerate(examples)]
+
+    def text(self, example: Example) -> str:
+        """The rendered text, for people to look at. Raises Refused where the template refuses."""
+        text = self._text(example)
+        if isinstance(text, Unscored):
+            raise Refused(text.reason)
+        return text
+
+    def finished(self, text: str) -> Rendered | Unscored:
+        """A text that the caller has templated: its control tokens are read, and a BOS is added if it lacks one."""
+        if broken := _surrogate(text):
+            return Unscored(broken)
+        ids = list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and ids[:1] != [bos] and self._adds_bos():
+            ids = [bos, *ids]
+        return self._measured(ids, ())
+
+    def _adds_bos(self) -> bool:
+        start: list[int] = self.tokenizer("", add_special_tokens=True)["input_ids"][:1]
+        return start == [self.tokenizer.bos_token_id]
+
+    # Rendering to text
+
+    def _text(self, example: Example) -> str | Unscored:
+        messages = [*example.prompt, Message("assistant", example.response)]
+        for message in messages:
+            if broken := _surrogate(message.content) or _surrogate(message.role):
+                return Unscored(broken)
+        if self.part.layout == "concat" and len(example.prompt) > 1:
+            return Unscored(
+                f"layout 'concat' takes one prompt message and got {len(example.prompt)};"
+                " use layout='dialogue' or a tokenizer with a chat template"
+            )
+        return self._apply(messages)
+
+    def _apply(self, messages: Sequence[Message]) -> str | Unscored:
+        raw = [{"role": m.role, "content": m.content} for m in messages]
+        try:
+            text: Any = self.tokenizer.apply_chat_template(raw, chat_template=self.part.template, tokenize=False)
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+            return Unscored(f"the template refuses this conversation: {error}")
+        return str(text)
+
+    # Text to ids
+
+    def _encode(self, texts: list[str], examples: list[Example]) -> list[list[int]]:
+        plain = [i for i, (text, e) in enumerate(zip(texts, examples, strict=True)) if not self._spells(text, e)]
+        encoded = self._literal.encode([texts[i] for i in plain], add_special_tokens=self._by_tokenizer)
+        ids = dict(zip(plain, encoded, strict=True))
+        return [self._ended(ids[i] if i in ids else self._masked(e)) for i, e in enumerate(examples)]
+
+    @property
+    def _by_tokenizer(self) -> bool:
+        """Does the tokenizer add its own special tokens? A chat template writes them itself."""
+        return self.part.layout != "chat"
+
+    def _spells(self, text: str, example: Example) -> bool:
+        """Does user text spell a control token? A plain layout writes none, so there the whole text counts."""
+        if self.part.layout != "chat":
+            return self._literal.holds_control(text)
+        words = (*(w for m in example.prompt for w in (m.content, m.role)), example.response)
+        return any(map(self._literal.holds_control, words))
+
+    def _masked(self, example: Example) -> list[int]:
+        messages = [*example.prompt, Message("assistant", example.response)]
+        masked = [Message(self._literal.mask(m.role), self._literal.mask(m.content)) for m in messages]
+        text = self._apply(masked)
+        if isinstance(text, Unscored):  # the unmasked conversation was accepted, so this cannot be the text's fault
+            raise Refused(f"the template looks into the text of a message: {text.reason}")
+        if self.part.layout != "chat":
+            # Names may also form across the edge of two messages.
+            text = self._literal.mask(text)
+        return self._literal.encode_masked(text, add_special_tokens=self._by_tokenizer)
+
+    def _ended(self, ids: list[int]) -> list[int]:
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        while bos is not None and ids[:2] == [bos, bos]:
+            ids = ids[1:]
+        if self.part.eos == "append" and ids[-1:] != [eos]:
+            ids = [*ids, eos]
+        return ids
+
+    # Length and reads
+
+    def _fit(self, example: Example, ids: list[int]) -> Rendered | Unscored:
+        flags = _flags(example)
+        if self.max_length is None or len(ids) <= self.max_length or self.part.over_length == "error":
+            return self._measured(ids, flags)
+        return self._cut(example, flags)
+
+    def _cut(self, example: Example, flags: tuple[str, ...]) -> Rendered | Unscored:
+        """Remove as few characters as possible from the left of the prompt; system messages and the answer stay."""
+        assert self.max_length is not None
+        low, high = 0, sum(len(m.content) for m in example.prompt if m.role != "system")
+        fitting: list[int] | None = None
+        while low < high or fitting is None:
+            middle = (low + high) // 2 if fitting is not None else high
+            shorter = replace(example, prompt=cut_left(example.prompt, middle))
+            text = self._text(shorter)
+            ids = self._encode([text], [shorter])[0] if isinstance(text, str) else None
+            if ids is not None and len(ids) <= self.max_length:
+                fitting, high = ids, middle
+            elif fitting is None:
+                return Unscored(
+                    f"the answer needs more than max_length={self.max_length} tokens even without its prompt;"
+                    " raise max_length"
+                )
+            else:
+                low = middle + 1
+        return self._measured(fitting, (*flags, "over_length_cut"), truncated=True)
+
+    def _measured(self, ids: list[int], flags: tuple[str, ...], truncated: bool = False) -> Rendered | Unscored:
+        if not ids:
+            return Unscored("prompt and answer are empty and the tokenizer adds no token, so there is nothing to read")
+        if self.max_length is not None and len(ids) > self.max_length:
+            return Unscored(
+                f"{len(ids)} tokens are more than max_length={self.max_length};"
+                " raise it, or use over_length='cut_prompt' to cut the prompt from the left"
+            )
+        eos = self.tokenizer.eos_token_id
+        if self.part.eos == "require" and ids[-1] != eos:
+            return Unscored("the text does not end in the EOS token that the spec requires; use eos='append' to add it")
+        if self.part.eos == "as_is" and self.part.layout != "chat" and eos is not None and ids[-1] != eos:
+            flags = (*flags, "no_eos")
+        return Rendered(types.Sequence(tuple(ids), {self.pooling: self._read(len(ids))}), truncated, flags)
+
+    def _read(self, length: int) -> types.Read:
+        if self.pooling == "mean":
+            return types.Span(0, length)
+        return (0,) if self.pooling == "cls" else (length - 1,)
+
+    @staticmethod
+    def _unscored(text: str | Unscored) -> Unscored:
+        assert isinstance(text, Unscored)
+        return text
+
+
+def cut_left(prompt: tuple[Message, ...], characters: int) -> tuple[Message, ...]:
+    """A prompt without its first characters; emptied turns go, in rounds, so that roles still alternate.
+
+    >>> cut_left((Message("user", "abc"),), 2)
+    (Message(role='user', content='c'),)
+    """
+    system = tuple(m for m in prompt if m.role == "system")
+    turns = [m for m in prompt if m.role != "system"]
+    shorter: list[Message] = []
+    for turn in turns:
+        gone = min(characters, len(turn.content))
+        characters -= gone
+        shorter.append(replace(turn, content=turn.content[gone:]))
+    while len(shorter) > 2 and not shorter[0].content and not shorter[1].content and shorter[2].role == shorter[0].role:
+        shorter = shorter[2:]
+    return system + tuple(shorter)
+
+
+def render_part(tokenizer: PreTrainedTokenizerBase, part: Render, *, append_eos: bool = False) -> Render:
+    """A render part whose template is written out.
+
+    The tokenizer's chat template is taken where it has one and no plain layout was asked for; otherwise the layout
+    "concat". With `append_eos`, a plain layout ends in EOS if the tokenizer has one: what training does.
+    """
+    template = tokenizer.chat_template
+    if part.layout == "chat" and isinstance(template, dict):
+        template = template.get("default")
+    if part.layout == "chat" and isinstance(template, str):
+        return part.model_copy(update={"template": template})
+    layout = "concat" if part.layout == "chat" else part.layout
+    ends = append_eos and part.eos == "as_is" and tokenizer.eos_token_id is not None
+    return part.model_copy(update={"layout": layout, "template": PLAIN[layout], "eos": "append" if ends else part.eos})
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A fingerprint of what a tokenizer's ids mean: its vocabulary and its special tokens."""
+    pieces = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    special = sorted(str(t) for t in tokenizer.all_special_tokens)
+    return hashlib.sha256(repr((pieces, special)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _flags(example: Example) -> tuple[str, ...]:
+    empty_prompt = not any(m.content for m in example.prompt)
+    return ("empty_prompt",) * empty_prompt + ("empty_answer",) * (not example.response)
+
+
+def _surrogate(text: str) -> str | None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"the text has an unpaired surrogate at character {error.start}, which is no Unicode text; repair it"
+    return None

@@ -1,0 +1,137 @@
+"""The one pipeline from text to reward: render → engine → head → activation → output. Training uses its first half."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from karat import types
+from karat.engine.base import Engine
+from karat.engine.padded import PaddedEngine, PaddedForward
+from karat.models import checkpoint
+from karat.models.checkpoint import Parts
+from karat.models.heads import Head, rewards_of
+from karat.models.render import Rendered, Renderer
+from karat.rewards.base import Ranked, kind
+from karat.types import BadInput, Example, Message, Prompt, Refused, Result, Reward, Unscored, as_messages
+
+# Examples rendered and sent to the engine together: enough to sort by length, few enough to show progress.
+CHUNK = 512
+
+
+class RewardModule(nn.Module):
+    """The engine's forward and the head on top, as one module that trains, shards and wraps."""
+
+    def __init__(self, forward: PaddedForward, head: Head) -> None:
+        super().__init__()
+        self.engine_forward = forward
+        self.head = head
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        """Numbers of the head at every read, float32 [R, k]."""
+        numbers_Rk: Tensor = self.head(self.engine_forward(**batch))
+        return numbers_Rk
+
+
+class LocalModel:
+    """A reward model on this machine; see `RewardModel` for its methods."""
+
+    def __init__(self, parts: Parts, engine: Engine | None = None) -> None:
+        self.parts = parts
+        self.spec = parts.spec
+        self.renderer = Renderer(parts.tokenizer, parts.spec, parts.positions)
+        self.engine = engine or PaddedEngine(PaddedForward(parts.backbone))
+        self._kind = kind(self.spec.kind, dict(self.spec.options))
+
+    def score(self, prompt: Prompt, responses: Sequence[str], *, strict: bool = False) -> list[Result]:
+        """One result per response, in order."""
+        if isinstance(responses, str):
+            raise BadInput("responses has to be a list of texts; put a single answer into a list")
+        messages = as_messages(prompt)
+        return list(self.score_many([Example(messages, r) for r in responses], strict=strict))
+
+    def score_many(self, examples: Iterable[Any], *, strict: bool = False) -> Iterator[Result]:
+        """One result per example, in order. An example is an `Example` or a row as `karat score` reads it."""
+        rows = iter(examples)
+        while chunk := list(islice(rows, CHUNK)):
+            for result in self._score([as_example(e) for e in chunk]):
+                if strict and isinstance(result, Unscored):
+                    raise Refused(result.reason)
+                yield result
+
+    def compare(self, prompt: Prompt, a: str, b: str) -> float:
+        """Probability that `a` is preferred to `b`."""
+        first, second = self.score(prompt, [a, b], strict=True)
+        assert isinstance(first, Reward) and isinstance(second, Reward)  # strict has raised otherwise
+        return self._kind.compare(first, second)
+
+    def rank(self, prompt: Prompt, responses: Sequence[str]) -> list[Ranked]:
+        """The responses, best first; unscored ones come last, in the order given."""
+        places = [Ranked(i, r) for i, r in enumerate(self.score(prompt, responses))]
+        return sorted(places, key=lambda p: -p.result.value if isinstance(p.result, Reward) else float("inf"))
+
+    def score_text(self, text: str) -> Result:
+        """Score a finished, templated text."""
+        return self._score_rendered([self.renderer.finished(text)])[0]
+
+    def _score(self, examples: Sequence[Example]) -> list[Result]:
+        return self._score_rendered(self.renderer(examples))
+
+    def _score_rendered(self, rendered: Sequence[Rendered | Unscored]) -> list[Result]:
+        good = [r for r in rendered if isinstance(r, Rendered)]
+        values = iter(self.values([r.sequence for r in good]))
+        return [_reward(r, next(values)) if isinstance(r, Rendered) else r for r in rendered]
+
+    @torch.no_grad()
+    def values(self, sequences: Sequence[types.Sequence]) -> list[float]:
+        """The reward of each sequence."""
+        if not sequences:
+            return []
+        states = self.engine.run(list(sequences))
+        states_RD = torch.cat([s[self.spec.pooling] for s in states]).to(self.parts.device)
+        rewards: list[float] = rewards_of(self.spec, self.parts.head(states_RD)).tolist()
+        return rewards
+
+
+def _reward(rendered: Rendered, value: float) -> Result:
+    if not abs(value) < float("inf"):
+        return Unscored(
+            f"the model gave {value}, which is no reward; check its weights, or load it with dtype='float32'"
+        )
+    return Reward(value, tokens=len(rendered.sequence.ids), truncated=rendered.truncated, flags=rendered.flags)
+
+
+def as_example(row: Any) -> Example:
+    """An example from what users hand over: an `Example`, or a mapping with a prompt and response, or messages.
+
+    Raises:
+        BadInput: it is none of these.
+    """
+    if isinstance(row, Example):
+        return row
+    if isinstance(row, Mapping) and isinstance(row.get("response"), str) and "prompt" in row:
+        return Example(as_messages(row["prompt"]), row["response"], row.get("context") or {})
+    if isinstance(row, Mapping) and row.get("messages"):
+        *prompt, last = as_messages(row["messages"])
+        return _answered(tuple(prompt), last, row.get("context") or {})
+    raise BadInput(f"an example needs `prompt` and `response`, or `messages`, but got {row!r:.80}")
+
+
+def _answered(prompt: tuple[Message, ...], last: Message, context: Mapping[str, Any]) -> Example:
+    if last.role != "assistant":
+        raise BadInput(f"the last message is scored and has to be the assistant's, but its role is {last.role!r}")
+    return Example(prompt, last.content, context)
+
+
+def load(path: str | Path, device: str = "auto", dtype: str = "auto", **options: Any) -> LocalModel:
+    """A reward model from a folder or hub id; see `karat.load`."""
+    return LocalModel(checkpoint.load(path, device, dtype, **options))
+
+
+def golden_values(parts: Parts, examples: Sequence[Example]) -> list[float | None]:
+    """The scoring function that checkpoints are verified with."""
+    results = LocalModel(parts).score_many(examples)
+    return [r.value if isinstance(r, Reward) else None for r in results]

@@ -1,0 +1,130 @@
+"""The contracts: what everything above karat's rewards may call, and what a kind of reward says about itself.
+
+A kind is a file of this folder; its name is the word that users type and its first line is what `karat kinds` prints.
+"""
+
+import ast
+import pkgutil
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from karat.spec import nearest, one_line
+from karat.types import BadInput, Example, Item, Prompt, Result, Reward
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Ranked(NamedTuple):
+    """One place of a ranking."""
+
+    number: int  # of the response, as it was given, from 0
+    result: Result
+
+
+class RewardModel(Protocol):
+    """What search, evaluation, serving and RL use: local, remote, ensembles and judges alike."""
+
+    def score(self, prompt: Prompt, responses: Sequence[str], *, strict: bool = False) -> list[Result]:
+        """One result per response, in order; `strict` raises Refused for the first that is unscored."""
+        ...
+
+    def score_many(self, examples: Iterable[Any], *, strict: bool = False) -> Iterator[Result]:
+        """One result per example, in their order, computed in chunks as the iterator is read."""
+        ...
+
+    def compare(self, prompt: Prompt, a: str, b: str) -> float:
+        """Probability that `a` is preferred to `b`."""
+        ...
+
+    def rank(self, prompt: Prompt, responses: Sequence[str]) -> list[Ranked]:
+        """The responses, best first; unscored ones come last, in the order given."""
+        ...
+
+    def score_text(self, text: str) -> Result:
+        """Score a finished, templated text; its control tokens are read."""
+        ...
+
+
+class Options(BaseModel):
+    """Base of a kind's training options."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Kind(Protocol):
+    """What a kind of reward says about itself; constructed with its options.
+
+    B rows of training data, K sequences to a row at most.
+    """
+
+    items: tuple[type, ...]  # the item types it learns from
+
+    def examples(self, item: Any) -> tuple[Example, ...]:
+        """The sequences of one training row."""
+        ...
+
+    def problem(self, items: Sequence[Item]) -> str:
+        """Why these rows as a whole cannot be learnt from, or the empty string."""
+        ...
+
+    def problem_of(self, item: Any) -> str:
+        """Why one row cannot be learnt from, or the empty string."""
+        ...
+
+    def targets(self, items: Sequence[Any]) -> "dict[str, Tensor]":
+        """What the rows say, as tensors whose first axis is B."""
+        ...
+
+    def loss(self, rewards_BK: "Tensor", present_BK: "Tensor", targets: "dict[str, Tensor]") -> "Tensor":
+        """Loss of each row, shape [B], in nats or squared labels."""
+        ...
+
+    def compare(self, a: Reward, b: Reward) -> float:
+        """Probability that the answer with reward `a` is preferred."""
+        ...
+
+
+def kinds() -> dict[str, str]:
+    """Every kind and its one-line description, read without importing it."""
+    folder = Path(__file__).parent
+    names = sorted(m.name for m in pkgutil.iter_modules([str(folder)]) if m.name != "base" and m.name[0] != "_")
+    return {name: first_line(folder / f"{name}.py") for name in names}
+
+
+def first_line(path: Path) -> str:
+    """The first line of a module's docstring."""
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0]
+
+
+def kind(name: str, options: dict[str, Any] | None = None) -> Kind:
+    """The kind of that name, with its training options.
+
+    Raises:
+        BadInput: there is no such kind, or it has no such option; names the nearest.
+    """
+    module = _module(name)
+    known = module.KIND.Options.model_fields
+    for option in options or {}:
+        if option not in known:
+            raise BadInput(f"unknown option {option!r} of kind {name}{nearest(option, known)}")
+    try:
+        made: Kind = module.KIND(module.KIND.Options(**(options or {})))
+    except ValidationError as error:
+        raise BadInput(f"an option of kind {name} is wrong: {one_line(error)}") from None
+    return made
+
+
+def option_names(name: str) -> dict[str, Any]:
+    """The training options of a kind and their defaults."""
+    return {n: field.default for n, field in _module(name).KIND.Options.model_fields.items()}
+
+
+def _module(name: str) -> Any:
+    if name not in kinds():
+        raise BadInput(f"no kind {name!r}{nearest(name, kinds())}")
+    return import_module(f"karat.rewards.{name}")

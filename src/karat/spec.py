@@ -1,0 +1,135 @@
+"""`reward_spec.json`: everything that turns text into a reward and that weights alone do not say. Plain data.
+
+Nothing here loads a model or reads a text; the rooms that do are handed a spec.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from karat.types import BadInput, CheckpointError
+
+FILE_NAME = "reward_spec.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Render(_Part):
+    """Example → token ids.
+
+    `layout` says where the text comes from: "chat" (the tokenizer's chat template), or a plain layout that `template`
+    spells out. Both are Jinja; `template` is kept here in full so that a tokenizer whose template was changed is
+    noticed.
+    """
+
+    layout: Literal["chat", "concat", "dialogue"] = "chat"
+    template: str = ""
+    eos: Literal["as_is", "append", "require"] = "as_is"
+    max_length: int | None = Field(default=None, ge=1)  # tokens; None: the model's positions
+    over_length: Literal["error", "cut_prompt"] = "error"
+
+
+class Head(_Part):
+    """Hidden states at the pooled positions → numbers, in float32."""
+
+    type: Literal["linear", "mlp"] = "linear"
+    outputs: int = Field(default=1, ge=1)
+    bias: bool = False
+    hidden_act: Literal["tanh", "gelu", "relu"] = "tanh"  # of the mlp's first layer
+    sha256: str = ""  # of the head's tensors, so that a foreign head is noticed
+
+
+class Golden(_Part):
+    """One input with what it gave when the checkpoint was saved."""
+
+    prompt: list[dict[str, str]]
+    response: str
+    ids_sha256: str
+    value: float
+
+
+class RewardSpec(_Part):
+    """How text becomes a reward; the same for training, scoring, serving and evaluation."""
+
+    kind: str
+    options: dict[str, float | str] = {}  # what the kind was trained with, where its meaning depends on it
+    render: Render = Render()
+    pooling: Literal["last", "mean", "cls"] = "last"
+    head: Head = Head()
+    activation: Literal["identity", "sigmoid", "softmax"] = "identity"
+    output: int | tuple[float, ...] = 0  # which output is the reward, or the weight of each
+    tokenizer_sha256: str = ""
+    golden: tuple[Golden, ...] = ()
+
+    def save(self, folder: Path) -> None:
+        """Write `reward_spec.json` into a folder."""
+        (folder / FILE_NAME).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """The spec of a checkpoint folder, or None where it has none.
+
+        Raises:
+            CheckpointError: the file is there but is no valid spec.
+        """
+        path = folder / FILE_NAME
+        if not path.is_file():
+            return None
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise CheckpointError(f"{path} is not a valid reward spec: {one_line(error)}") from None
+
+    def with_options(self, **options: Any) -> Self:
+        """A copy with some fields replaced, by the flat names that users type (`pooling`, `max_length`, …).
+
+        Raises:
+            BadInput: an option is unknown (names the nearest known one) or out of range.
+        """
+        tree = self.model_dump(exclude_unset=True)
+        render, head = tree.setdefault("render", {}), tree.setdefault("head", {})
+        homes = {**dict.fromkeys(type(self).model_fields, tree), **dict.fromkeys(Render.model_fields, render)}
+        for name, value in options.items():
+            if name == "head":
+                head["type"] = value
+            elif name in homes and name != "render":
+                homes[name][name] = value
+            else:
+                raise BadInput(f"unknown option {name!r}{nearest(name, homes)}")
+        try:
+            return type(self).model_validate(tree)
+        except ValidationError as error:
+            raise BadInput(f"the options do not make a reward spec: {one_line(error)}") from None
+
+
+def one_line(error: ValidationError) -> str:
+    """Pydantic's report as one sentence."""
+    parts = []
+    for problem in error.errors():
+        name = ".".join(str(p) for p in problem["loc"])
+        given = "" if problem["type"] == "missing" else f" (it is {problem['input']!r:.60})"
+        parts.append(f"{name}: {problem['msg'].lower()}{given}")
+    return "; ".join(parts)
+
+
+def nearest(name: str, known: Any) -> str:
+    """`; did you mean 'x'?` where a known word is close, else the list of them.
+
+    >>> nearest("poling", ["pooling", "head"])
+    "; did you mean 'pooling'?"
+    """
+    import difflib
+
+    words = sorted(known)
+    close = difflib.get_close_matches(name, words, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(words)}"
+
+
+def ids_hash(ids: Any) -> str:
+    """A short fingerprint of a list of token ids."""
+    return hashlib.sha256(json.dumps([int(i) for i in ids]).encode()).hexdigest()[:16]

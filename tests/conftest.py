@@ -1,0 +1,26 @@
+"""Shared fixtures: a model folder, the data folder."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import toys
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory) -> Path:
+    """A tiny Llama reward model with a chat template, as transformers saves it."""
+    return toys.save(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Real data sets, where KARAT_DATA names them."""
+    folder = os.environ.get("KARAT_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("no real data here: set KARAT_DATA to a folder of data sets")
+    return Path(folder)
