@@ -26,30 +26,25 @@ Split: TypeAlias = Literal["train", "test"]
 Move: TypeAlias = tuple[str, int]  # an operation, "+", "-" or "*", and its operand
 
 SLIPS = ("calculation", "operation", "operand", "skip")
+_SHARES = (15, 40, 25, 20)  # percent
 ATTRIBUTES = ("correctness", "brevity", "format")
 
 _NAMES = ("Tom", "Ann", "Sam", "Mia", "Leo", "Eva", "Max", "Zoe")
-_SCENARIOS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (  # things, words for +, words for -
-    ("pens", ("buys", "finds"), ("sells", "loses")),
-    ("eggs", ("buys", "gets"), ("eats", "breaks")),
-    ("books", ("gets", "adds"), ("sells", "lends")),
-    ("coins", ("finds", "wins"), ("spends", "loses")),
-    ("cards", ("wins", "adds"), ("lends", "drops")),
-    ("plums", ("picks", "gets"), ("eats", "drops")),
-)
+_THINGS = ("pens", "eggs", "books", "coins", "cards", "plums")
+_GAINS, _LOSSES = ("buys", "finds"), ("sells", "loses")
 _FRAMES = (  # {s} what there is at first, {m} what happens then
-    "{n} has {s}, {m}. How many {t} now?",
-    "{n} has {s}. {n} {m}. How many now?",
-    "Count the {t}: {n} has {s}, {m}.",
-    "First {n} has {s}, then {m}. How many {t}?",
-    "How many {t} now? {n} had {s}, {m}.",
-    "{n} had {s}, then {m}. Count the {t}.",
+    "{n} has {s}, {m}. How many {t}?",
+    "{n} has {s}. {n} {m}. How many?",
+    "Count {t}: {n} has {s}, {m}.",
+    "First {n} has {s}, then {m}. Count {t}.",
+    "How many {t}? {n} has {s}, {m}.",
+    "Say {n} has {s}, then {m}. How many?",
 )
 _STARTS = {"plain": "{a} {t}", "lots": "{a} red and {b} blue {t}", "boxes": "{a} boxes of {b} {t}"}
 _STRUCTURES = ("plain", "plain", "plain", "lots", "boxes")  # drawn evenly
 _STEP_COUNTS = (2, 2, 2, 2, 2, 2, 3, 3, 4, 5)  # drawn evenly
+_OPERANDS = (2, 3, 4, 5, 6)
 _LEAST, _MOST = 1, 60  # running totals
-_PREFIXES = ("Then", "Now", "So", "Next")
 _FILLERS = ("", " now", " by now")  # 0, 1 and 2 units of wordiness
 
 
@@ -235,7 +230,7 @@ def _problem(rng: Random, split: Split) -> Problem:
     structure = rng.choice(_STRUCTURES)
     start, moves = _sums(rng, structure, split)
     scenario, frame = _phrasing(rng, split)
-    things = _SCENARIOS[scenario][0]
+    things = _THINGS[scenario]
     steps = tuple(f"{line} {things}" for line, _ in _worked(start, moves))
     return Problem(
         question=_question(rng, structure, start, moves, scenario, frame),
@@ -250,7 +245,7 @@ def _problem(rng: Random, split: Split) -> Problem:
 
 
 def _phrasing(rng: Random, split: Split) -> tuple[int, int]:
-    every = [(s, f) for s in range(len(_SCENARIOS)) for f in range(len(_FRAMES))]
+    every = [(s, f) for s in range(len(_THINGS)) for f in range(len(_FRAMES))]
     return rng.choice([pair for pair in every if held_out_phrasing(*pair) == (split == "test")])
 
 
@@ -260,7 +255,7 @@ def _sums(rng: Random, structure: str, split: Split) -> tuple[int, tuple[Move, .
     while True:
         start = rng.randint(*((5, 20) if structure == "plain" else (2, 9)))
         first = {"plain": rng.choice("+-"), "lots": "+", "boxes": "*"}[structure]
-        moves = ((first, rng.randint(2, 9)), *((rng.choice("+-"), rng.randint(2, 9)) for _ in range(count - 1)))
+        moves = ((first, rng.choice(_OPERANDS)), *((rng.choice("+-"), rng.choice(_OPERANDS)) for _ in range(count - 1)))
         if _in_range(start, moves) and _fits_split(start, moves, split):
             return start, moves
 
@@ -302,10 +297,10 @@ def _line(left: int, move: Move, result: int) -> tuple[str, int]:
 
 
 def _question(rng: Random, structure: str, start: int, moves: Sequence[Move], scenario: int, frame: int) -> str:
-    things, gains, losses = _SCENARIOS[scenario]
+    things = _THINGS[scenario]
     begin = _STARTS[structure].format(a=start, b=moves[0][1], t=things)
     told = moves if structure == "plain" else moves[1:]
-    events = [f"{rng.choice(gains if operation == '+' else losses)} {by}" for operation, by in told]
+    events = [f"{rng.choice(_GAINS if operation == '+' else _LOSSES)} {by}" for operation, by in told]
     return _FRAMES[frame].format(n=rng.choice(_NAMES), s=begin, m=", ".join(events), t=things)
 
 
@@ -332,7 +327,7 @@ def _wrong(problem: Problem, rng: Random) -> _Draft:
     solutions alike in what operations and operands they use.
     """
     training = not _uses_held_out(problem.start, problem.moves)
-    draft = _slip(problem, rng.choice(SLIPS), rng)
+    draft = _slip(problem, rng.choices(SLIPS, _SHARES)[0], rng)
     while draft is None or (training and draft_uses_held_out(draft)):
         draft = _slip(problem, "calculation", rng)
     return draft
@@ -345,9 +340,12 @@ def draft_uses_held_out(draft: _Draft) -> bool:
 
 
 def _slip(problem: Problem, kind: str, rng: Random) -> _Draft | None:
-    at = rng.randrange(1 if kind == "skip" else 0, len(problem.moves))
+    first = 1 if kind == "skip" and problem.structure != "plain" else 0
+    at = rng.randrange(first, len(problem.moves))
+    if kind == "skip" and len(problem.moves) - first < 2:
+        return None
     moves, lefts = list(problem.moves), [problem.start, *_totals(problem.start, problem.moves)]
-    left, off = lefts[at], 0
+    off = 0
     if kind == "calculation":
         off = rng.choice((-2, -1, -1, 1, 1, 2, -10, 10))
     elif kind == "operation":
@@ -355,11 +353,13 @@ def _slip(problem: Problem, kind: str, rng: Random) -> _Draft | None:
     elif kind == "operand":
         moves[at] = moves[at][0], _other_operand(problem, at, rng)
     else:
-        left = lefts[at - 1]
-    result = _apply(left, *moves[at]) + off
+        moves[at] = moves[rng.choice([i for i in range(first, len(moves)) if i != at])]
+    if not off and moves[at] == problem.moves[at]:
+        return None
+    result = _apply(lefts[at], *moves[at]) + off
     later = moves[at + 1 :]
-    lines = (*_worked(problem.start, moves[:at]), _line(left, moves[at], result), *_worked(result, later))
-    sound = moves[at][1] > 0 and all(_LEAST <= total <= _MOST for _, total in lines)
+    lines = (*_worked(problem.start, moves[:at]), _line(lefts[at], moves[at], result), *_worked(result, later))
+    sound = all(_LEAST <= total <= _MOST for _, total in lines)
     return _Draft(lines, kind, at) if sound else None
 
 
@@ -375,17 +375,17 @@ def _other_operand(problem: Problem, at: int, rng: Random) -> int:
     others = [by for i, (_, by) in enumerate(problem.moves) if i != at and by != own]
     if others and rng.random() < 0.5:
         return rng.choice(others)
-    return rng.choice([by for by in range(2, 10) if by != own])
+    return rng.choice([by for by in _OPERANDS if by != own])
 
 
 def _told(problem: Problem, draft: _Draft, rng: Random) -> Candidate:
     count = len(draft.lines)
-    numbered = [rng.random() < share for share in [rng.choice((0.0, 0.0, 0.5, 1.0))] * count]
-    words = [rng.choice(levels) for levels in [rng.choice(((0,), (0, 0, 1), (0, 1, 2), (2,)))] * count]
+    numbered = [rng.random() < share for share in [rng.choice((0.0, 0.0, 0.0, 0.5, 1.0))] * count]
+    words = [rng.choice(levels) for levels in [rng.choice(((0,), (0,), (0, 0, 1), (0, 1, 2)))] * count]
     steps = []
     for i, (line, _) in enumerate(draft.lines):
-        head = f"Step {i + 1}:" if numbered[i] else rng.choice(_PREFIXES)
-        steps.append(f"{head} {line} {problem.things}{_FILLERS[words[i]]}")
+        head = f"Step {i + 1}: " if numbered[i] else ""
+        steps.append(f"{head}{line} {problem.things}{_FILLERS[words[i]]}")
     right_steps = count if draft.at < 0 else draft.at
     answer = draft.lines[-1][1]
     shares = (right_steps / count, 1 - sum(words) / (2 * count), sum(numbered) / count)

@@ -101,6 +101,8 @@ class RewardSpec(_Part):
                 homes[name][name] = value
             else:
                 raise BadInput(f"unknown option {name!r}{nearest(name, homes)}")
+        if "layout" in options and "template" not in options:
+            render.pop("template", None)  # it was the other layout's
         try:
             return type(self).model_validate(tree)
         except ValidationError as error:

@@ -176,6 +176,7 @@ class Unscored:
     """An answer that has no reward, and why. Never 0.0, never NaN."""
 
     reason: str
+    over_length: bool = False  # it is only too long: another max_length would score it
 
 
 Result: TypeAlias = Reward | Unscored

@@ -47,9 +47,9 @@ def test_hh_writes_the_same_bytes_of_text(hh):
 
 
 def test_hh_converts_to_preference_and_back(hh, tmp_path):
-    for name in ("x.jsonl.gz", "x.parquet"):
-        base.write(hh.items, tmp_path / name, "preference")
-        assert base.load(tmp_path / name).items == hh.items
+    for name, items in [("x.jsonl", hh.items), ("x.parquet", hh.items[:500])]:
+        base.write(items, tmp_path / name, "preference")
+        assert base.load(tmp_path / name).items == items
 
 
 def test_hh_splits_by_prompt(hh):

@@ -60,7 +60,7 @@ def settings_of(count):
 
 
 @pytest.mark.parametrize("name", ITEMS)
-@settings_of(40)
+@settings_of(25)
 @given(data=st.data())
 def test_written_lines_read_back(tmp_path, name, data):
     check(data.draw(st.lists(ITEMS[name], min_size=1, max_size=3)), tmp_path / "x.jsonl.gz", name)
@@ -68,7 +68,7 @@ def test_written_lines_read_back(tmp_path, name, data):
 
 @pytest.mark.parametrize("kind", ["json", "csv", "parquet"])
 @pytest.mark.parametrize("name", ITEMS)
-@settings_of(8)
+@settings_of(5)
 @given(data=st.data())
 def test_written_tables_read_back(tmp_path, name, kind, data):
     check(data.draw(st.lists(ITEMS[name], min_size=1, max_size=3)), tmp_path / f"x.{kind}", name)
@@ -85,7 +85,7 @@ def check(items, path, name):
     assert (loaded.items, loaded.problems, loaded.format) == (items, [], name)
 
 
-@settings_of(40)
+@settings_of(25)
 @given(pairs())
 def test_an_explicit_and_an_implicit_prompt_read_the_same(pair):
     member = base.get("preference")

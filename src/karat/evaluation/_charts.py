@@ -12,6 +12,7 @@ from karat.evaluation.base import Figure, Result
 from karat.metrics import FloatArray, pearson
 
 POINTS = 1000  # of the scatter, at most
+_FEW = 30  # points of a curve that get a dot each
 OWN, WRONG, QUIET, CEILING = "#4a7fd6", "#e07b39", "#8b93a1", "#5aa786"  # readable on white and on near-black
 
 _CURVES = {
@@ -27,7 +28,8 @@ class Chart:
     """One picture with its words."""
 
     title: str
-    alt: str  # what it shows, for those who do not see it
+    caption: str  # one line under the title
+    alt: str  # what it shows, in numbers, for those who do not see it
     spec: dict[str, Any]  # Vega-Lite, without a size, a background or a config
     height: int = 240  # px
 
@@ -47,13 +49,16 @@ def forest(result: Result) -> Chart | None:
     alt = "; ".join(f"{row['name']} {row['value']:.3f}" for row in rows)
     axis = "%" if own.percent else ".2f"
     base = _alt().Chart(_data(rows))
-    y = _alt().Y("name:N", sort=None, title=None, axis=_alt().Axis(grid=False, ticks=False, domain=False))
-    x = _scaled("value:Q", result.headline, rows, axis)
+    y = _alt().Y(
+        "name:N", sort=None, title=None, axis=_alt().Axis(grid=False, ticks=False, domain=False, labelPadding=10)
+    )
+    x, start = (_scaled(field, result.headline, rows, axis) for field in ("value:Q", "low:Q"))
     colour = _colour("kind:N", {"own": OWN, "null": QUIET}, legend=False)
-    bars = base.mark_rule(strokeWidth=2.5, opacity=0.7).encode(y=y, x=_alt().X("low:Q"), x2="high:Q", color=colour)
+    bars = base.mark_rule(strokeWidth=2.5, opacity=0.7).encode(y=y, x=start, x2="high:Q", color=colour)
     dots = base.mark_point(filled=True, size=110, opacity=1).encode(y=y, x=x, color=colour)
     height = 34 * len(rows) + 40
-    return Chart("Against its nulls", f"{result.headline} with 95 % intervals: {alt}", _spec(bars + dots), height)
+    caption = f"{result.headline}, with 95% intervals"
+    return Chart("Against its nulls", caption, f"{caption}: {alt}", _spec(bars + dots), height)
 
 
 def curves(title: str, series: Mapping[str, Sequence[tuple[int, float]]]) -> Chart | None:
@@ -70,10 +75,12 @@ def curves(title: str, series: Mapping[str, Sequence[tuple[int, float]]]) -> Cha
     base = _alt().Chart(_data(rows))
     colours = dict(zip(series, (OWN, WRONG, CEILING, QUIET) * len(series), strict=False))
     y = _alt().Y("value:Q", title=None, scale=_alt().Scale(zero=False))
-    encoding = {"x": _alt().X("step:Q", title="step"), "y": y, "color": _colour("series:N", colours, len(series) > 1)}
-    few = _alt().datum.series != next(iter(series))
-    dots = base.transform_filter(few).mark_point(filled=True, size=40, opacity=1).encode(**encoding)
-    return Chart(title, f"By training step: {ends}", _spec(base.mark_line(strokeWidth=2).encode(**encoding) + dots))
+    x = _alt().X("step:Q", title="step", axis=_alt().Axis(tickCount=6))
+    encoding = {"x": x, "y": y, "color": _colour("series:N", colours, len(series) > 1)}
+    lines = base.mark_line(strokeWidth=2).encode(**encoding)
+    few = [row for row in rows if sum(r["series"] == row["series"] for r in rows) <= _FEW]
+    dots = _alt().Chart(_data(few)).mark_point(filled=True, size=40, opacity=1).encode(**encoding)
+    return Chart(title, ends, f"By training step: {ends}", _spec(lines + dots if few else lines))
 
 
 def distribution(result: Result) -> Chart | None:
@@ -82,12 +89,12 @@ def distribution(result: Result) -> Chart | None:
         margin = np.asarray(result.arrays["margin"], dtype=np.float64)
         rows = _margin_bars(margin)
         alt = f"Margins from {margin.min():.3g} to {margin.max():.3g}; {np.mean(margin > 0):.1%} above 0"
-        return Chart("Margins", alt, _histogram(rows, "better minus worse, logits", stack=True))
+        return Chart("Margins", alt, alt, _histogram(rows, "better minus worse, logits", stack=True))
     reward, right = np.asarray(result.arrays["reward"]), np.asarray(result.arrays["right"]) == 1
     rows = _reward_bars(reward, right)
     means = [f"{name} {reward[side].mean():.3g}" for name, side in (("right", right), ("wrong", ~right)) if side.any()]
     alt = f"Rewards of right and wrong answers; means: {', '.join(means)}"
-    return Chart("Rewards", alt, _histogram(rows, "reward", stack=False))
+    return Chart("Rewards", alt, alt, _histogram(rows, "reward", stack=False))
 
 
 def reliability(result: Result) -> Chart | None:
@@ -108,7 +115,8 @@ def reliability(result: Result) -> Chart | None:
         + base.mark_point(filled=True, color=OWN, opacity=0.85).encode(x=x, y=y, size=size)
     )
     pairs = ", ".join(f"{row['said']:.0%}: {row['seen']:.0%}" for row in rows)
-    return Chart("Reliability", f"Forecast and what happened (dashed: ideal; dots grow with rows): {pairs}", spec)
+    caption = "Dashed is ideal; dots grow with the rows behind them"
+    return Chart("Reliability", caption, f"What the reward says and what happened: {pairs}", spec)
 
 
 def length(result: Result, seed: int = 0) -> Chart | None:
@@ -119,13 +127,16 @@ def length(result: Result, seed: int = 0) -> Chart | None:
     drawn = _drawn(lengths.size, seed)
     rows = [{"length": int(lengths[i]), "reward": float(reward[i]), "side": names[right[i]]} for i in drawn]
     chart = _alt().Chart(_data(rows)).mark_point(filled=True, size=22, opacity=0.45)
-    x = _alt().X("length:Q", title="characters of the answer", scale=_alt().Scale(zero=False))
+    x = _alt().X(
+        "length:Q", title="characters of the answer", scale=_alt().Scale(zero=False), axis=_alt().Axis(tickCount=8)
+    )
     y = _alt().Y("reward:Q", title="reward")
     colour = _colour("side:N", {names[1]: OWN, names[0]: WRONG}, legend=True)
     r = pearson(lengths, reward)
     words = "no correlation is defined" if r is None else f"Pearson r = {r:.2f}"
     sample = f", {len(drawn):,} of {lengths.size:,} shown" if len(drawn) < lengths.size else ""
-    return Chart("Reward and length", f"{words}{sample}", _spec(chart.encode(x=x, y=y, color=colour)))
+    words = f"{words}{sample}"
+    return Chart("Reward and length", words, words, _spec(chart.encode(x=x, y=y, color=colour)))
 
 
 def best_of(result: Result) -> Chart | None:
@@ -140,6 +151,7 @@ def best_of(result: Result) -> Chart | None:
         for k, (value, low, high) in zip(n, result.arrays[f"curve_{key}"].tolist(), strict=True)
     ]
     ends = ", ".join(f"{shown[key][0]} {result.arrays[f'curve_{key}'][-1][0]:.1%}" for key in shown)
+    last = float(result.arrays[f"curve_{_best_of.REWARD}"][-1][0])
     base = _alt().Chart(_data(rows))
     x = _alt().X(
         "n:Q", title="answers per prompt, n", scale=_alt().Scale(type="log", base=2), axis=_alt().Axis(values=n)
@@ -149,9 +161,8 @@ def best_of(result: Result) -> Chart | None:
     own = base.transform_filter(_alt().datum.series == "this reward model")
     band = own.mark_area(opacity=0.15, color=OWN).encode(x=x, y=_alt().Y("low:Q"), y2="high:Q")
     lines = base.mark_line(strokeWidth=2, point=_alt().OverlayMarkDef(size=30)).encode(x=x, y=y, color=colour)
-    return Chart(
-        "Best of n", f"At n = {n[-1]}: {ends}; the band is the reward model's 95 % interval", _spec(band + lines)
-    )
+    caption = f"Accuracy of the kept answer; at n = {n[-1]} {shown[_best_of.REWARD][0]} gets {last:.1%}"
+    return Chart("Best of n", caption, f"At n = {n[-1]}: {ends}", _spec(band + lines))
 
 
 def picture(result: Result, path: str, columns: int = 2) -> None:
@@ -207,9 +218,8 @@ def _percent() -> Any:
 
 def _colour(field: str, colours: Mapping[str, str], legend: bool) -> Any:
     scale = _alt().Scale(domain=list(colours), range=list(colours.values()))
-    return _alt().Color(
-        field, scale=scale, title=None, legend=_alt().Legend(title=None, orient="top") if legend else None
-    )
+    shown = _alt().Legend(title=None, orient="top", columns=2 if len(colours) > 3 else 0)
+    return _alt().Color(field, scale=scale, title=None, legend=shown if legend else None)
 
 
 def _scaled(field: str, title: str, rows: Sequence[Mapping[str, Any]], form: str) -> Any:

@@ -13,7 +13,7 @@ from karat.metrics import FloatArray, Interval
 from karat.types import BadInput, Example, Item, Labelled, Pair, Reward, Unscored
 
 MISTAKES = 5
-_RESAMPLES_OF_A_STATISTIC = 1000
+_RESAMPLES_OF_A_STATISTIC = 500
 
 
 @dataclass(frozen=True, slots=True)

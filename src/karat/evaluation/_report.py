@@ -87,7 +87,10 @@ def verdict(result: Result) -> str:
 
 
 def _compared(result: Result, ahead: Figure) -> str:
-    gap = f"{_points(abs(ahead.value), ahead)} ({_points(ahead.low, ahead)} to {_points(ahead.high, ahead)})"
+    low, high = sorted((abs(ahead.low or 0.0), abs(ahead.high or 0.0)))
+    clear = (ahead.low or 0.0) * (ahead.high or 0.0) > 0
+    ends = f"{_number(low, ahead)} to {_number(high, ahead)}" if clear else _interval(ahead)
+    gap = f"{_points(abs(ahead.value), ahead)} (95% interval {ends})"
     if beats_null(result):
         return f"The model leads by {gap}: it beats its null."
     if ahead.high is not None and ahead.high < 0:
@@ -101,7 +104,8 @@ def _best_of_words(result: Result) -> str:
     if best is None:
         return ""
     nulls = ", ".join(f"{f.name} {_value(f)}" for f in result.nulls_of(best.name))
-    return f" Keeping the best-scored of {best.name.removeprefix('best-of-')} answers is right for {_value(best)} of prompts ({nulls})."
+    n = best.name.removeprefix("best-of-")
+    return f" Keeping the best-scored of {n} answers is right for {_value(best)} of prompts ({nulls})."
 
 
 def _part(result: Result) -> dict[str, Any]:
@@ -162,24 +166,26 @@ def _named(figure: Figure) -> str:
 
 
 def _value(figure: Figure) -> str:
-    return f"{figure.value:.1%}" if figure.percent else f"{figure.value:.3f}"
+    return f"{figure.value:.1%}" if figure.percent else f"{figure.value:.3f}".replace("-", "−")
 
 
 def _within(figure: Figure) -> str:
-    return "" if figure.low is None else f" (95 % interval {_interval(figure)})"
+    return "" if figure.low is None else f" (95% interval {_interval(figure)})"
 
 
 def _interval(figure: Figure) -> str:
     low, high = figure.low or 0.0, figure.high or 0.0
     if figure.name == LEAD:
-        return f"{_points(low, figure)} to {_points(high, figure)}"
-    return f"{low:.1%} – {high:.1%}" if figure.percent else f"{low:.3f} – {high:.3f}"
+        return f"{_number(low, figure)} to {_number(high, figure)}"
+    return f"{low:.1%} to {high:.1%}" if figure.percent else f"{_number(low, figure)} to {_number(high, figure)}"
 
 
-def _points(value: float | None, figure: Figure) -> str:
-    if value is None:
-        return "unknown"
-    text = f"{100 * value:.1f} points" if figure.percent else f"{value:.3f}"
+def _points(value: float, figure: Figure) -> str:
+    return _number(value, figure) + (" points" if figure.percent else "")
+
+
+def _number(value: float, figure: Figure) -> str:
+    text = f"{100 * value:.1f}" if figure.percent else f"{value:.3f}"
     return text.replace("-", "−")
 
 

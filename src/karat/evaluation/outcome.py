@@ -157,7 +157,8 @@ def _auc_figure(name: str, rows: _Rows, score: FloatArray, seed: int, against: s
     if low == high:  # a perfect order: the bootstrap would claim certainty
         fewer = int(min(rows.right.sum(), (1 - rows.right).sum()))
         low, high = metrics.wilson_interval(value * fewer, fewer)
-    return Figure(name, value, low, high, rows.right.size, "" if against else "right above wrong, ties half", against)
+    note = "" if against else "right above wrong, ties half"
+    return Figure(name, value, low, high, rows.right.size, note, against=against)
 
 
 def _auc_figures(rows: _Rows, nulls: _nulls.NullRewards, seed: int) -> tuple[Figure | None, tuple[Figure, ...]]:

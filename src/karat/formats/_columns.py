@@ -64,8 +64,10 @@ def as_text(value: Any, name: str) -> str:
     """The value as plain text; raises BadInput if it is none or cannot be encoded."""
     if not isinstance(value, str):
         raise BadInput(f"`{name}` has to be text, but it is {_shown(value)}")
-    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-        raise BadInput(f"`{name}` holds half of a surrogate pair, which is no character; remove it")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise BadInput(f"`{name}` holds half of a surrogate pair, which is no character; remove it") from None
     return str(value)
 
 

@@ -186,8 +186,8 @@ def _csv_row(header: list[str], cells: list[str], origin: str) -> Row:
 
 
 def _parquet_rows(path: str) -> Iterator[Numbered]:
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     number = 0
     try:
@@ -205,7 +205,7 @@ def _with_cells(row: Row) -> Row:
 
 
 def _hub_rows(path: str) -> Iterator[Numbered]:
-    import datasets  # type: ignore[import-untyped]
+    import datasets
 
     name, _, split = path.partition(":")
     try:

@@ -101,6 +101,7 @@ def start(path: str | Path, spec: RewardSpec, device: str = "auto", dtype: str =
     if (saved := RewardSpec.read(folder)) is not None:
         return _load_parts(folder, spec.model_copy(update={"head": saved.head}), device, dtype)
     tokenizer = backbones.load_tokenizer(folder)
+    spec = spec.model_copy(update={"render": render_part(tokenizer, spec.render, append_eos=True)})
     model, missing = _classifier(folder, device, dtype)
     base = getattr(model, model.base_model_prefix)
     layout = _probe(model, base)
@@ -142,7 +143,8 @@ def _load_parts(folder: Path, spec: RewardSpec, device: str, dtype: str) -> Part
 def _apart(
     model: Any, base: Any, head: Head, layout: Layout | None, tokenizer: PreTrainedTokenizerBase, spec: RewardSpec
 ) -> Parts:
-    spec = spec if spec.render.template else spec.model_copy(update={"render": render_part(tokenizer, spec.render)})
+    if not spec.render.template:
+        spec = spec.model_copy(update={"render": render_part(tokenizer, spec.render)})
     parts = Parts(model, base, head.to(base.device), layout, tokenizer, spec, getattr(base, "pooler", None))
     if parts.pooler is not None:
         base.pooler = None

@@ -174,7 +174,8 @@ class Renderer:
             elif fitting is None:
                 return Unscored(
                     f"the answer needs more than max_length={self.max_length} tokens even without its prompt;"
-                    " raise max_length"
+                    " raise max_length",
+                    over_length=True,
                 )
             else:
                 low = middle + 1
@@ -186,7 +187,8 @@ class Renderer:
         if self.max_length is not None and len(ids) > self.max_length:
             return Unscored(
                 f"{len(ids)} tokens are more than max_length={self.max_length};"
-                " raise it, or use over_length='cut_prompt' to cut the prompt from the left"
+                " raise it, or use over_length='cut_prompt' to cut the prompt from the left",
+                over_length=True,
             )
         eos = self.tokenizer.eos_token_id
         if self.part.eos == "require" and ids[-1] != eos:

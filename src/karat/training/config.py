@@ -1,0 +1,87 @@
+"""What a training run is made of. Plain data, from a command line or a YAML file."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from karat.spec import nearest, one_line
+from karat.types import BadInput
+
+# Learning rate and epochs where none are given: what the field uses for each way to train.
+DEFAULTS = {"full": (1e-5, 1.0), "lora": (1e-4, 1.0), "frozen": (1e-3, 20.0)}
+
+
+class TrainConfig(BaseModel):
+    """One run. `options` are the kind's own, `spec` the reward spec's, `trainer` is TrainingArguments'."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    model: str  # folder, hub id, or "scratch" for a small new one
+    data: tuple[str, ...] = Field(min_length=1)  # PATH[SLICE][@WEIGHT]
+    output: Path
+    eval: tuple[str, ...] = ("0.1",)  # held-out files, or the share of the prompts of `data` to hold out
+    format: str | None = None  # of all files; detected where none is given
+    method: Literal["full", "lora", "frozen"] = "full"
+    learning_rate: float | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=32, ge=1)  # rows per optimiser step, all devices together
+    seed: int = 0
+    options: dict[str, Any] = {}
+    spec: dict[str, Any] = {}  # also over_length="drop", which leaves over-long rows out
+    lora: dict[str, Any] = {}  # arguments of peft's LoraConfig
+    trainer: dict[str, Any] = {}
+
+    @classmethod
+    def make(cls, **fields: Any) -> Self:
+        """A config from plain values.
+
+        Raises:
+            BadInput: an unknown field (names the nearest known one), or a value out of range.
+        """
+        for name in fields:
+            if name not in cls.model_fields:
+                raise BadInput(f"unknown setting {name!r}{nearest(name, cls.model_fields)}")
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise BadInput(f"the settings cannot be used: {one_line(error)}") from None
+
+    @property
+    def held_out_share(self) -> float:
+        """The share of prompts to hold out, 0 where `eval` names files."""
+        try:
+            (share,) = map(float, self.eval)
+        except ValueError:
+            return 0.0
+        if not 0 <= share < 1:
+            raise BadInput(f"eval has to be files or a share from 0 to under 1, not {share:g}")
+        return share
+
+    @property
+    def rate(self) -> float:
+        """Peak learning rate."""
+        return self.learning_rate or DEFAULTS[self.method][0]
+
+    @property
+    def passes(self) -> float:
+        """Epochs."""
+        return self.epochs or DEFAULTS[self.method][1]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Settings from a YAML file.
+
+    Raises:
+        BadInput: the file is not there or is no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        problem = str(error).splitlines()[0]
+        raise BadInput(f"{path} cannot be read as YAML ({problem}); give a file of `setting: value` lines") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path} has to hold `setting: value` lines")
+    return content

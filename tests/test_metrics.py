@@ -1,0 +1,301 @@
+"""Figures against brute force, against scipy and scikit-learn, and against numbers worked out elsewhere."""
+
+import gzip
+import itertools
+import json
+import math
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import brier_score_loss, roc_auc_score
+
+from karat import metrics
+from karat.types import BadInput
+
+RNG = np.random.default_rng(0)
+margins = st.lists(st.integers(-5, 5), min_size=1, max_size=40).map(lambda values: np.array(values, float))
+
+
+def test_pair_accuracy_prints_both_conventions():
+    assert metrics.pair_accuracy([2 - 1, 1 - 1, 0 - 3]) == (pytest.approx(1 / 3), 0.5, 1)
+
+
+def test_pair_accuracy_of_a_constant_scorer():
+    assert metrics.pair_accuracy(np.zeros(7)) == (0.0, 0.5, 7)
+
+
+def test_pair_accuracy_with_weights():
+    assert metrics.pair_accuracy([1, -1, 0], [3, 1, 4]) == (3 / 8, 5 / 8, 1)
+
+
+@given(margins, st.integers(-1000, 1000), st.randoms())
+def test_pair_accuracy_ignores_shift_and_order(values, shift, random):
+    chosen, order = values + 7.0, list(range(values.size))
+    random.shuffle(order)
+    shifted = ((chosen + shift) - (7.0 + shift))[order]
+    assert metrics.pair_accuracy(shifted) == pytest.approx(metrics.pair_accuracy(values))
+
+
+@given(margins)
+def test_strict_and_half_differ_by_half_the_ties(values):
+    found, mirrored = metrics.pair_accuracy(values), metrics.pair_accuracy(-values)
+    assert found.half - found.strict == pytest.approx(found.ties / values.size / 2)
+    assert found.half + mirrored.half == pytest.approx(1)
+
+
+# ------------------------------------------------------------------------------------------ intervals
+
+
+def test_bootstrap_is_the_quantile_of_all_resamples():
+    values = np.array([0.0, 1.0, 2.5, 7.0, 11.0])
+    every = [np.mean(values[list(draw)]) for draw in itertools.product(range(5), repeat=5)]
+    found = metrics.bootstrap_interval(values, n=200_000, level=0.8)
+    assert found == pytest.approx(tuple(np.quantile(every, [0.1, 0.9])), abs=0.05)
+
+
+def test_bootstrap_of_a_statistic_agrees_with_the_vectorised_mean():
+    values = RNG.normal(size=60)
+    fast = metrics.bootstrap_interval(values, n=4000)
+    slow = metrics.bootstrap_interval(values, lambda rows: float(rows.mean()), n=4000)
+    assert slow == pytest.approx(fast, abs=0.02)
+
+
+def test_bootstrap_draws_whole_groups():
+    """Twenty copies of each row are no new evidence: negative control for rows drawn one by one."""
+    values, groups = np.repeat(RNG.normal(size=30), 20), np.repeat(np.arange(30), 20)
+    clustered = metrics.bootstrap_interval(values, groups=groups)
+    single = metrics.bootstrap_interval(values[::20])
+    naive = metrics.bootstrap_interval(values)
+    assert clustered == pytest.approx(single, abs=0.05)
+    assert (naive.high - naive.low) < 0.5 * (clustered.high - clustered.low)
+
+
+def test_bootstrap_with_groups_agrees_for_both_ways():
+    values, groups, weights = RNG.normal(size=90), RNG.integers(0, 25, 90), RNG.random(90)
+    rows = np.stack([values, weights], axis=1)
+    fast = metrics.bootstrap_interval(values, weights=weights, groups=groups, n=4000)
+    mean = lambda r: float(np.average(r[:, 0], weights=r[:, 1]))  # noqa: E731
+    assert metrics.bootstrap_interval(rows, mean, groups=groups, n=4000) == pytest.approx(fast, abs=0.02)
+
+
+def test_bootstrap_is_seeded_and_covers():
+    truth, inside = 0.7, 0
+    for trial in range(200):
+        low, high = metrics.bootstrap_interval(np.random.default_rng(trial).random(100) < truth, n=400)
+        inside += low <= truth <= high
+    assert 0.89 <= inside / 200 <= 0.99
+    assert metrics.bootstrap_interval(np.arange(9), seed=3) == metrics.bootstrap_interval(np.arange(9), seed=3)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 5), (3, 10), (50, 50), (1, 1)])
+def test_wilson_agrees_with_scipy(successes, n):
+    golden = stats.binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    assert metrics.wilson_interval(successes, n) == pytest.approx((golden.low, golden.high))
+
+
+# ------------------------------------------------------------------------------------------ calibration
+
+
+def _slow_bins(prob, label, bins):
+    found = {}
+    for p, y in zip(prob, label, strict=True):
+        found.setdefault(min(int(p * bins), bins - 1), []).append((p, y))
+    return {k: (np.mean([p for p, _ in v]), np.mean([y for _, y in v]), len(v)) for k, v in sorted(found.items())}
+
+
+def test_calibration_agrees_with_a_loop():
+    prob, label = np.append(RNG.random(300), [0.0, 1.0]), RNG.integers(0, 2, 302)
+    golden = _slow_bins(prob, label, 15)
+    bins = metrics.reliability_bins(prob, label)
+    assert np.stack([bins.confidence, bins.accuracy, bins.rows], 1) == pytest.approx(np.array(list(golden.values())))
+    assert bins.centre == pytest.approx((np.array(list(golden)) + 0.5) / 15)
+    error = sum(rows / 302 * abs(said - seen) for said, seen, rows in golden.values())
+    assert metrics.expected_calibration_error(prob, label) == pytest.approx(error)
+
+
+def test_weights_are_repeats():
+    prob, label, times = RNG.random(50), RNG.integers(0, 2, 50), RNG.integers(0, 4, 50)
+    repeated = np.repeat(prob, times), np.repeat(label, times)
+    for figure in (metrics.expected_calibration_error, metrics.brier, metrics.auc):
+        assert figure(prob, label, weights=times) == pytest.approx(figure(*repeated))
+    assert metrics.accuracy_at_zero(prob - 0.5, label, times) == pytest.approx(
+        metrics.accuracy_at_zero(repeated[0] - 0.5, repeated[1])
+    )
+
+
+def test_brier_agrees_with_scikit_learn():
+    prob, label = RNG.random(100), RNG.integers(0, 2, 100)
+    assert metrics.brier(prob, label) == pytest.approx(brier_score_loss(label, prob))
+
+
+def test_sigmoid_does_not_overflow():
+    assert metrics.sigmoid([-1e4, 0.0, 1e4]).tolist() == [0.0, 0.5, 1.0]
+
+
+# ------------------------------------------------------------------------------------------ outcomes
+
+
+def test_auc_agrees_with_scikit_learn_and_with_counting():
+    score, label = RNG.integers(0, 12, 200).astype(float), RNG.integers(0, 2, 200)
+    pairs = [(a > b) + (a == b) / 2 for a in score[label == 1] for b in score[label == 0]]
+    assert metrics.auc(score, label) == pytest.approx(np.mean(pairs))
+    assert metrics.auc(score, label) == pytest.approx(roc_auc_score(label, score))
+
+
+def test_auc_of_one_class_is_undefined():
+    assert metrics.auc([1.0, 2.0], [1, 1]) is None
+
+
+def test_a_logit_of_exactly_zero_is_wrong():
+    assert metrics.accuracy_at_zero([0.0, 0.0, 1.0, -1.0], [0, 1, 1, 0]) == 0.5
+
+
+@given(st.lists(st.tuples(st.integers(-4, 4), st.integers(-4, 4)), min_size=2, max_size=30))
+def test_correlations_agree_with_scipy(rows):
+    x, y = np.array(rows, float).T
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        assert metrics.pearson(x, y) is metrics.spearman(x, y) is metrics.kendall(x, y) is None
+        return
+    assert metrics.pearson(x, y) == pytest.approx(stats.pearsonr(x, y)[0], abs=1e-9)
+    assert metrics.spearman(x, y) == pytest.approx(stats.spearmanr(x, y)[0], abs=1e-9)
+    assert metrics.kendall(x, y) == pytest.approx(stats.kendalltau(x, y)[0], abs=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_pearson_at_extreme_scales(scale):
+    assert metrics.pearson(np.array([1.0, 2.0, 4.0]) * scale, [1, 2, 4]) == pytest.approx(1)
+
+
+# ------------------------------------------------------------------------------------------ best of n
+
+
+def _slow_best(scores, correct, n):
+    found = []
+    for subset in itertools.combinations(range(len(scores)), n):
+        top = max(scores[i] for i in subset)
+        found.append(np.mean([correct[i] for i in subset if scores[i] == top]))
+    return np.mean(found)
+
+
+def _slow_majority(answers, correct, n):
+    found = []
+    for subset in itertools.combinations(range(len(answers)), n):
+        votes = Counter(answers[i] for i in subset if answers[i])
+        first = [a for a in votes if votes[a] == max(votes.values())]
+        right = [np.mean([c for b, c in zip(answers, correct, strict=True) if b == a]) for a in first]
+        found.append(np.mean(right) if right else 0.0)
+    return np.mean(found)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=7), st.data())
+def test_best_of_n_agrees_with_all_subsets(rows, data):
+    scores, correct = [score for score, _ in rows], [float(right) for _, right in rows]
+    n = data.draw(st.integers(1, len(rows)))
+    assert metrics.best_of_n([scores], [correct], n)[0] == pytest.approx(_slow_best(scores, correct, n))
+    subsets = list(itertools.combinations(correct, n))
+    assert metrics.oracle_of_n([correct], n)[0] == pytest.approx(np.mean([max(s) for s in subsets]))
+    assert metrics.random_of_n([correct], n)[0] == pytest.approx(np.mean([np.mean(s) for s in subsets]))
+
+
+def test_best_of_n_golden_curve():
+    """Worked out apart, by the rank formula, from a pool without ties."""
+    curve = [metrics.best_of_n([[6, 5, 4, 3, 2, 1]], [[0, 1, 0, 1, 1, 0]], n)[0] for n in range(1, 7)]
+    assert curve == pytest.approx([0.5, 7 / 15, 0.35, 4 / 15, 1 / 6, 0], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("scores", "credit"), [([2, 1, 0, -1], 1), ([2, 2, 0, -1], 0.5), ([1, 2, 0, 0], 0), ([3, 3, 3, 3], 0.25)]
+)
+def test_best_of_all_shares_ties_as_reward_bench_2_does(scores, credit):
+    assert metrics.best_of_n([scores], [[1, 0, 0, 0]], 4).tolist() == [credit]
+
+
+def test_a_constant_scorer_is_random():
+    """Negative control: taking the first of equal scores would give 1."""
+    correct = [[1, 0, 0, 0]]
+    assert metrics.best_of_n(np.zeros((1, 4)), correct, 3) == pytest.approx(metrics.random_of_n(correct, 3))
+
+
+def test_best_of_n_with_a_large_pool_is_finite_and_monotone_for_a_perfect_scorer():
+    correct = np.tile(np.arange(1500) < 3, (2, 1)).astype(float)
+    curve = [metrics.best_of_n(correct, correct, n).mean() for n in (1, 10, 700, 1500)]
+    assert curve == sorted(curve) and curve[0] == pytest.approx(3 / 1500) and curve[-1] == 1
+    assert curve == pytest.approx([metrics.oracle_of_n(correct, n).mean() for n in (1, 10, 700, 1500)])
+
+
+def test_pass_at_k_golden():
+    assert [metrics.oracle_of_n([[1, 1, 0, 0, 0]], n)[0] for n in (1, 2, 3)] == pytest.approx([0.4, 0.7, 0.9])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 6])
+def test_majority_agrees_with_all_subsets(n):
+    answers, correct = [["7", "8", "7", None, "9", "8"]], [[1, 0, 1, 0, 0, 0]]
+    found = metrics.majority_of_n(answers, correct, n)[0]
+    assert found == pytest.approx(_slow_majority(answers[0], correct[0], n))
+
+
+def test_majority_sampled_is_near_the_exact_and_seeded():
+    answers, correct = [[str(i % 4) for i in range(12)]], [[float(i % 4 == 0) for i in range(12)]]
+    exact = metrics.majority_of_n(answers, correct, 5, draws=math.comb(12, 5))[0]
+    drawn = [metrics.majority_of_n(answers, correct, 5, draws=700, seed=seed)[0] for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] and drawn == pytest.approx([exact] * 3, abs=0.05)
+
+
+def test_nobody_votes():
+    assert metrics.majority_of_n([[None, ""]], [[1, 1]], 2).tolist() == [0.0]
+
+
+# ------------------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: metrics.pair_accuracy([]),
+        lambda: metrics.pair_accuracy([math.nan]),
+        lambda: metrics.pair_accuracy([1.0], [0.0]),
+        lambda: metrics.bootstrap_interval([1.0, 2.0], groups=["a"]),
+        lambda: metrics.bootstrap_interval([1.0], level=95),
+        lambda: metrics.bootstrap_interval([1.0], lambda rows: None),
+        lambda: metrics.wilson_interval(3, 2),
+        lambda: metrics.brier([1.2], [1]),
+        lambda: metrics.brier([0.5], [1, 0]),
+        lambda: metrics.reliability_bins([0.5], [1], bins=0),
+        lambda: metrics.auc([1.0], [0.5]),
+        lambda: metrics.best_of_n([[1, 2]], [[1, 0]], 3),
+        lambda: metrics.best_of_n([[1, 2]], [[1]], 1),
+        lambda: metrics.best_of_n([[1, math.nan]], [[1, 0]], 1),
+        lambda: metrics.majority_of_n([["a"]], [[1, 0]], 1),
+        lambda: metrics.oracle_of_n([[0.5, 1]], 1),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(call):
+    with pytest.raises(BadInput) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------ real data
+
+
+def _gsm8k():
+    folder = Path(os.environ.get("KARAT_DATA", "")) / "gsm8k_model_solutions"
+    path = folder / "example_model_solutions.jsonl.gz"
+    if not os.environ.get("KARAT_DATA") or not path.exists():
+        pytest.skip("KARAT_DATA names no folder with gsm8k_model_solutions")
+    with gzip.open(path, "rt") as lines:
+        rows = [json.loads(line) for line in lines if line.strip()]
+    return [[float(v["is_correct"]) for v in row.values() if isinstance(v, dict)] for row in rows]
+
+
+def test_pass_at_k_of_the_gsm8k_pool():
+    correct = _gsm8k()
+    found = [metrics.oracle_of_n(correct, n).mean() for n in (1, 2, 3, 4)]
+    assert found == pytest.approx([0.379265, 0.532727, 0.617513, 0.672479], abs=1e-6)
