@@ -24,9 +24,9 @@ class PaddedForward(nn.Module):
         self.side = side
         self.pad_id = pad_id
         takes = inspect.signature(backbone.forward).parameters
-        self._takes_positions = "position_ids" in takes
+        self.takes_positions = "position_ids" in takes
         self._takes_cache = "use_cache" in takes
-        if side == "left" and not self._takes_positions:
+        if side == "left" and not self.takes_positions:
             raise EngineError("this architecture cannot be told positions, so its rows can only be padded on the right")
         self._offset = position_offset(backbone)
 
@@ -53,7 +53,7 @@ class PaddedForward(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, reads_R3: Tensor) -> Tensor:
         """Hidden states at the reads, float32 [R, D]; a read of several positions is their mean."""
-        options: dict[str, Any] = {"position_ids": position_ids} if self._takes_positions else {}
+        options: dict[str, Any] = {"position_ids": position_ids} if self.takes_positions else {}
         if self._takes_cache:
             options["use_cache"] = False
         states_BLD = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **options).last_hidden_state

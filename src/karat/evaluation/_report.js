@@ -6,7 +6,7 @@
     return {
       background: "transparent", font, view: { stroke: null },
       axis: { labelColor: ink, titleColor: ink, gridColor: line, domainColor: line, tickColor: line,
-              labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal", titlePadding: 8, labelLimit: 220 },
+              labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal", titlePadding: 8, labelLimit: 220, labelOverlap: true, labelSeparation: 8 },
       legend: { labelColor: ink, labelFontSize: 12, symbolOpacity: 1 },
     };
   };

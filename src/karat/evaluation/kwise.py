@@ -26,6 +26,7 @@ from karat.types import BadInput, Ranking
 
 ITEM = Ranking
 ACCURACY, HALF, TOP, TAU = "pair accuracy", "pair accuracy, ties half", "top-1 accuracy", "Kendall tau"
+_TAU_NOTE = "tau-b, mean over rankings; equal rewards throughout count 0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,9 @@ def _tau(rows: _Ranked, rewards: Sequence[FloatArray], seed: int) -> Figure:
     taus = np.array([metrics.kendall(-r, reward) or 0.0 for r, reward in zip(rows.ranks, rewards, strict=True)])
     low, high = metrics.bootstrap_interval(taus, weights=rows.weights, groups=rows.prompts, seed=seed)
     value = float(taus @ rows.weights / rows.weights.sum())
-    return Figure(TAU, value, low, high, taus.size, "tau-b, mean over rankings; equal rewards throughout count 0")
+    if low == high:  # the bootstrap of equal values would claim certainty
+        return Figure(TAU, value, n=taus.size, note=_TAU_NOTE)
+    return Figure(TAU, value, low, high, taus.size, _TAU_NOTE)
 
 
 def _mistakes(rows: _Ranked, margins: FloatArray) -> tuple[Mistake, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from karat import types
 from karat.formats import base as formats
-from karat.formats._sources import mix, split_by_prompt
+from karat.formats.base import mix, split_by_prompt
 from karat.models.render import Rendered, Renderer
 from karat.rewards.base import Kind
 from karat.training.config import TrainConfig

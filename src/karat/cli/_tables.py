@@ -1,0 +1,40 @@
+"""Tables for people, on stdout."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
+    """Print rows under column names."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    made = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for row in rows:
+        made.add_row(*row)
+    Console(highlight=False).print(made)
+
+
+def result(found: Any) -> None:
+    """Print an evaluation: each figure with its interval, and its nulls under it."""
+    from karat.evaluation._report import verdict
+
+    rows: list[tuple[str, str, str]] = []
+    for figure in found.figures:
+        rows.append((figure.name, number(figure.value), interval(figure)))
+        rows += [(f"  {null.name} (null)", number(null.value), interval(null)) for null in found.nulls_of(figure.name)]
+    table(("figure", "value", "95 % interval"), rows, f"{found.name}: {found.judged} of {found.n} {found.unit} judged")
+    for reason, count in found.unscored.items():
+        print(f"unscored {count}: {reason}")
+    print(verdict(found))
+
+
+def number(value: float) -> str:
+    """Four digits after the point."""
+    return f"{value:.4f}"
+
+
+def interval(figure: Any) -> str:
+    """`low … high`, or nothing."""
+    return "" if figure.low is None else f"{figure.low:.4f} … {figure.high:.4f}"

@@ -1,0 +1,58 @@
+"""The `karat` command: verbs are the files of this folder; errors are one sentence and exit code 1, bad usage 2.
+
+Importing a verb is light: what it calls is imported when it runs.
+"""
+
+import os
+import pkgutil
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from karat.types import KaratError
+
+
+def app() -> typer.Typer:
+    """The command with all its verbs."""
+    made = typer.Typer(
+        name="karat",
+        help="One home for reward models: train, score and evaluate by one description of how text becomes a reward.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        if module.name != "base" and not module.name.startswith("_"):
+            verb: Any = import_module(f"karat.cli.{module.name}")
+            made.command(module.name, **getattr(verb, "SETTINGS", {}))(verb.command)
+    made.callback()(_callback)
+    return made
+
+
+def _callback() -> None:
+    """One home for reward models: train, score and evaluate by one description of how text becomes a reward."""
+
+
+def main() -> None:
+    """Run the command; the process's exit code is 0 (done), 1 (failed) or 2 (bad usage)."""
+    # Progress and warnings of libraries would drown karat's own words; errors still come through.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        app()()
+    except KaratError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("stopped")
+    except BrokenPipeError:
+        # The reader of our output has gone, as `karat score … | head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def fail(message: str, code: int = 1) -> None:
+    """Say why on stderr and exit."""
+    print(f"karat: {message}", file=sys.stderr)
+    sys.exit(code)

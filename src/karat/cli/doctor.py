@@ -1,0 +1,27 @@
+"""`karat doctor`: is this model wired as it was trained?"""
+
+import json
+
+import typer
+
+from karat.cli import _options, _tables
+
+
+def command(
+    model: str = typer.Argument(help="Folder or hub id of a reward model."),
+    device: str = _options.DEVICE,
+    dtype: str = _options.DTYPE,
+    as_json: bool = _options.JSON,
+) -> None:
+    """Check a reward model's wiring: golden scores, tokens read, BOS count, and that padding does not matter."""
+    from karat.rewards._doctor import examine
+
+    findings = examine(model, device, dtype)
+    if as_json:
+        print(json.dumps([f._asdict() for f in findings]))
+    else:
+        _tables.table(
+            ("check", "", "what was found"), [(f.check, "ok" if f.ok else "WRONG", f.found) for f in findings]
+        )
+    if not all(f.ok for f in findings):
+        raise typer.Exit(1)

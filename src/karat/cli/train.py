@@ -1,0 +1,91 @@
+"""`karat train`: data and a model to a checkpoint with its spec, golden scores and report."""
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from karat.cli import _options
+
+SETTINGS = _options.OPEN
+
+
+def command(
+    context: typer.Context,
+    kind: str = typer.Argument(None, help="bradley_terry, outcome, …: see `karat kinds`."),
+    model: str = typer.Option(None, help="Folder, hub id, or `scratch` for a small new decoder."),
+    data: list[str] = typer.Option(None, help="PATH[START:STOP][@WEIGHT] or hub id; may be given several times."),
+    output: Path = typer.Option(None, help="Folder to be written."),
+    eval: list[str] = typer.Option(None, help="Held-out files, or the share of prompts to hold out (0.1)."),
+    format: str = typer.Option(None, help="Format of the data: see `karat formats`; else told from the columns."),
+    method: str = typer.Option(None, help="full, lora, or frozen (the head alone)."),
+    learning_rate: float = typer.Option(None, help="Peak learning rate (1e-5 full, 1e-4 lora, 1e-3 frozen)."),
+    epochs: float = typer.Option(None, help="Passes over the data (1; frozen 20)."),
+    batch_size: int = typer.Option(None, help="Rows per optimiser step, all devices together (32)."),
+    seed: int = typer.Option(None, help="Of data order, new weights and samples (0)."),
+    config: Path = typer.Option(None, help="YAML file of settings; options given here win over it."),
+    as_json: bool = _options.JSON,
+) -> None:
+    """Train a reward model; the same command goes on with a run that was stopped.
+
+    Further options are those of the kind (--center, --label-smoothing, --objective), of the spec (--max-length,
+    --over-length error|drop|cut_prompt, --layout, --pooling) and of transformers' TrainingArguments (--bf16,
+    --gradient-accumulation-steps, --report-to tensorboard, --max-steps, …).
+    """
+    from karat.training.config import TrainConfig, read_yaml
+
+    fields = read_yaml(config) if config else {}
+    given = {"kind": kind, "model": model, "data": data, "output": output, "eval": eval, "format": format}
+    given |= {
+        "method": method,
+        "learning_rate": learning_rate,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    fields |= {name: value for name, value in given.items() if value not in (None, [])}
+    _add_extra(fields, context.args)
+    if missing := [name for name in ("kind", "model", "data", "output") if name not in fields]:
+        raise typer.BadParameter(f"give {', '.join(missing)}, here or in --config")
+    made = TrainConfig.make(**fields)
+    from karat.training import run
+
+    _show(run.run(made), as_json)
+
+
+def _add_extra(fields: dict[str, Any], arguments: list[str]) -> None:
+    if not arguments:
+        return
+    from karat.rewards.base import kinds, option_names
+
+    own = set(option_names(fields["kind"])) if fields.get("kind") in kinds() else set()
+    spec = _options.spec_fields() - {"kind", "options"}
+    trainer = _trainer_fields(arguments, own | spec)
+    for name, value in _options.extra(arguments, own | spec | trainer).items():
+        part = "options" if name in own else "spec" if name in spec else "trainer"
+        fields[part] = {**fields.get(part, {}), name: value}
+
+
+def _trainer_fields(arguments: list[str], known: set[str]) -> set[str]:
+    names = {a[2:].partition("=")[0].replace("-", "_") for a in arguments if a.startswith("--")}
+    if names <= known:
+        return set()
+    from transformers import TrainingArguments
+
+    return set(TrainingArguments.__dataclass_fields__) - {"output_dir", "seed", "num_train_epochs", "learning_rate"}
+
+
+def _show(trained: Any, as_json: bool) -> None:
+    import json
+
+    if as_json:
+        from karat.evaluation.base import summary
+
+        found = summary(trained.result) if trained.result else {}
+        print(json.dumps({"folder": str(trained.folder), **found}))
+        return
+    from karat.cli import _tables
+
+    if trained.result:
+        _tables.result(trained.result)
+    print(f"saved {trained.folder}" + (f"; open {trained.folder / 'report.html'}" if trained.result else ""))
