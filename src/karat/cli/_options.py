@@ -4,7 +4,6 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import typer
-import yaml
 
 DEVICE = typer.Option("auto", help="auto, cpu, cuda, cuda:1, …")
 DTYPE = typer.Option("auto", help="auto (float32 on a CPU, the checkpoint's own on a GPU), float32, bfloat16, …")
@@ -20,6 +19,8 @@ def extra(arguments: Sequence[str], known: Collection[str]) -> dict[str, Any]:
     Raises:
         typer.BadParameter: a name that is not in `known` (the nearest is named), or a word without a name.
     """
+    import yaml
+
     found: dict[str, Any] = {}
     words = list(arguments)
     while words:

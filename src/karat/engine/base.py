@@ -38,6 +38,8 @@ def check(sequences: list[types.Sequence], vocabulary: int) -> None:
         if not 0 <= min(sequence.ids) <= max(sequence.ids) < vocabulary:
             raise EngineError(f"sequence {number} has an id outside the vocabulary of {vocabulary}")
         for name, read in sequence.reads.items():
-            ends = (read.start, read.stop - 1) if isinstance(read, types.Span) else read
+            ends = (
+                (read.start, read.stop - 1)[: max(0, read.stop - read.start)] if isinstance(read, types.Span) else read
+            )
             if not ends or not all(0 <= p < length for p in ends):
                 raise EngineError(f"sequence {number} is read at {name}={read}, outside its {length} tokens")

@@ -17,21 +17,43 @@ from karat.models.backbone import position_offset
 class PaddedForward(nn.Module):
     """A backbone's forward over padded rows: the one that trains and the one that scores."""
 
-    def __init__(self, backbone: nn.Module, side: Literal["right", "left"] = "right", pad_id: int = 0) -> None:
-        """`pad_id` may be any id of the vocabulary: the mask alone says what is real."""
+    def __init__(
+        self,
+        backbone: nn.Module,
+        side: Literal["right", "left"] = "right",
+        pad_id: int = 0,
+        budget: int = 4096,
+    ) -> None:
+        """`pad_id` may be any id of the vocabulary: the mask alone says what is real.
+
+        `budget` is the number of tokens, pads included, that are padded to one length; a longer sequence goes alone.
+        """
         super().__init__()
         self.backbone = backbone
         self.side = side
         self.pad_id = pad_id
+        self.budget = budget
         takes = inspect.signature(backbone.forward).parameters
         self.takes_positions = "position_ids" in takes
         self._takes_cache = "use_cache" in takes
         if side == "left" and not self.takes_positions:
             raise EngineError("this architecture cannot be told positions, so its rows can only be padded on the right")
         self._offset = position_offset(backbone)
+        self.train(backbone.training)
 
-    def collate(self, sequences: list[types.Sequence]) -> dict[str, Tensor]:
-        """Tensors for `forward`; reads are flat, in the order of the sequences and of their names."""
+    def collate(self, sequences: list[types.Sequence]) -> dict[str, Any]:
+        """Tensors for `forward`: padded chunks of rows of like lengths, and the place of each read among all."""
+        first_read, count = [], 0
+        for sequence in sequences:
+            first_read.append(count)
+            count += len(_spans(sequence))
+        chunks, order = [], []
+        for batch in plan([len(s.ids) for s in sequences], self.budget):
+            chunks.append(self._pad([sequences[i] for i in batch]))
+            order += [first_read[i] + k for i in batch for k in range(len(_spans(sequences[i])))]
+        return {"chunks": chunks, "order_R": torch.tensor(order, dtype=torch.long)}
+
+    def _pad(self, sequences: list[types.Sequence]) -> dict[str, Tensor]:
         width = max(len(s.ids) for s in sequences)
         ids_BL = torch.full((len(sequences), width), self.pad_id)
         mask_BL = torch.zeros_like(ids_BL)
@@ -48,11 +70,16 @@ class PaddedForward(nn.Module):
             "input_ids": ids_BL,
             "attention_mask": mask_BL,
             "position_ids": positions_BL,
-            "reads_R3": torch.tensor(reads),
+            "reads_R3": torch.tensor(reads, dtype=torch.long).view(-1, 3),
         }
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, reads_R3: Tensor) -> Tensor:
-        """Hidden states at the reads, float32 [R, D]; a read of several positions is their mean."""
+    def forward(self, chunks: list[dict[str, Tensor]], order_R: Tensor) -> Tensor:
+        """Hidden states at the reads, float32 [R, D], in the order of the sequences and of their names."""
+        states_RD = torch.cat([self._read(**chunk) for chunk in chunks])
+        return states_RD[torch.argsort(order_R)]
+
+    def _read(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, reads_R3: Tensor) -> Tensor:
+        """The reads of one chunk; a read of several positions is their mean."""
         options: dict[str, Any] = {"position_ids": position_ids} if self.takes_positions else {}
         if self._takes_cache:
             options["use_cache"] = False
@@ -65,12 +92,10 @@ class PaddedForward(nn.Module):
 
 
 class PaddedEngine:
-    """Batches by length and token budget, over one `PaddedForward`."""
+    """One `PaddedForward` after another, each within its token budget."""
 
-    def __init__(self, forward: PaddedForward, budget: int = 16_384) -> None:
-        """`budget` is the number of tokens of one forward, pads included; a longer sequence goes alone."""
+    def __init__(self, forward: PaddedForward) -> None:
         self.forward = forward
-        self.budget = budget
 
     @torch.no_grad()
     def run(self, sequences: list[types.Sequence]) -> list[States]:
@@ -91,12 +116,20 @@ class PaddedEngine:
         keys = list(sequences)
         device = next(self.forward.parameters()).device
         computed: dict[Any, States] = {}
-        for batch in plan([len(sequences[k].ids) for k in keys], self.budget):
+        for batch in plan([len(sequences[k].ids) for k in keys], self.forward.budget):
             rows = [sequences[keys[i]] for i in batch]
-            tensors = {name: t.to(device) for name, t in self.forward.collate(rows).items()}
-            states_RD = self.forward(**tensors)
+            states_RD = self.forward(**to_device(self.forward.collate(rows), device))
             computed |= zip((keys[i] for i in batch), unflatten(rows, states_RD), strict=True)
         return computed
+
+
+def to_device(tensors: Any, device: torch.device) -> Any:
+    """What `collate` gives, on a device."""
+    if isinstance(tensors, Tensor):
+        return tensors.to(device)
+    if isinstance(tensors, dict):
+        return {name: to_device(part, device) for name, part in tensors.items()}
+    return [to_device(part, device) for part in tensors]
 
 
 def plan(lengths: list[int], budget: int) -> list[list[int]]:

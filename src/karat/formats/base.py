@@ -34,8 +34,10 @@ __all__ = [
     "names",
     "parse_source",
     "prompt_key",
+    "rows",
     "split_by_prompt",
     "write",
+    "write_rows",
 ]
 
 Entry: TypeAlias = Item | Example
@@ -155,13 +157,23 @@ def load(source: Source | str | os.PathLike[str], format: str | None = None) -> 
     source = source if isinstance(source, Source) else parse_source(os.fspath(source))
     if format is not None:
         get(format)
-    rows = select(read_rows(source.path), source)
-    sample = _sample(row for _, row in rows)
+    selected = rows(source)
+    sample = _sample(row for _, row in selected)
     name = detect(sample, source.path) if format is None else format
-    items, problems = _read(get(name), rows, list(sample), source.path)
+    items, problems = _read(get(name), selected, list(sample), source.path)
     if not items:
-        raise BadInput(f"none of the {len(rows)} rows of {source} can be used as {name}; the first is {problems[0]}")
-    return Loaded(items, problems, name, len(rows), source)
+        raise BadInput(f"none of the {len(selected)} rows of {source} can be used as {name}; the first is {problems[0]}")
+    return Loaded(items, problems, name, len(selected), source)
+
+
+def rows(source: Source | str | os.PathLike[str]) -> list[tuple[int, Row]]:
+    """The selected rows of a source as they stand, each with its line or row number.
+
+    Raises:
+        BadInput: the file cannot be read or holds no rows.
+    """
+    source = source if isinstance(source, Source) else parse_source(os.fspath(source))
+    return select(read_rows(source.path), source)
 
 
 def _sample(rows: Iterable[Row]) -> Row:

@@ -29,14 +29,34 @@ class LiteralEncoder:
         self._nonce = secrets.token_hex(8)
         names = sorted(self.control, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+        self._edge = f"\u27ea{self._nonce}\u27eb"
+        self._starts = tuple({name[:n] for name in names for n in range(1, len(name))})
+        self._ends = tuple({name[n:] for name in names for n in range(1, len(name))})
 
     def holds_control(self, text: str) -> bool:
         """Does the text spell a control token?"""
         return self._pattern.search(text) is not None
 
+    def may_join(self, text: str) -> bool:
+        """May the text be part of a control token's name together with what a template puts beside it?"""
+        text = text.strip()
+        return text.endswith(self._starts) or text.startswith(self._ends)
+
     def mask(self, text: str) -> str:
         """User text with the names of control tokens replaced by placeholders that templates pass through."""
         return self._pattern.sub(lambda m: f"\u27ea{self._nonce}:{self.control[m[0]]}\u27eb", text)
+
+    def mask_message(self, text: str) -> str:
+        """A masked text with marks at its ends, inside its white space (which templates may trim)."""
+        inner = text.strip()
+        before, _, after = text.partition(inner) if inner else (text, "", "")
+        return before + (self._edge + self.mask(inner) + self._edge if inner else "") + after
+
+    def unmask(self, text: str) -> str:
+        """What a text rendered from masked messages says."""
+        names = {i: name for name, i in self.control.items()}
+        back = re.compile(rf"\u27ea{self._nonce}:(\d+)\u27eb")
+        return back.sub(lambda m: names[int(m[1])], text).replace(self._edge, "")
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
         """Ids of rendered texts, all of whose control tokens come from the template.
@@ -57,10 +77,7 @@ class LiteralEncoder:
     def encode_masked(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Ids of a text rendered from masked messages."""
         renamed = self._pattern.sub(lambda m: m[0] + self._nonce, text)
-        back = re.compile(rf"\u27ea{self._nonce}:(\d+)\u27eb")
-        names = {i: name for name, i in self.control.items()}
-        plain = back.sub(lambda m: names[int(m[1])], renamed)
-        ids: list[int] = self._twin.encode(plain, add_special_tokens=add_special_tokens).ids
+        ids: list[int] = self._twin.encode(self.unmask(renamed), add_special_tokens=add_special_tokens).ids
         return ids
 
     def _spelled(self, text: str) -> int:
@@ -98,7 +115,9 @@ def _renamed_vocabulary(model: dict[str, Any], rename: dict[str, str]) -> dict[s
         vocabulary = {rename.get(piece, piece): i for piece, i in vocabulary.items()}
     else:  # Unigram: a list of [piece, score]
         vocabulary = [[rename.get(piece, piece), score] for piece, score in vocabulary]
+    # A name that merges spell would be a control token again; without the merge it is text.
+    merges = [m for m in model.get("merges", []) if not {*m, "".join(m)} & set(rename)]
     # WordLevel and WordPiece look their unknown token up by name.
     unknown = model.get("unk_token")
     renamed = {"unk_token": rename.get(unknown, unknown)} if isinstance(unknown, str) else {}
-    return {**model, **renamed, "vocab": vocabulary}
+    return {**model, **renamed, "vocab": vocabulary, **({"merges": merges} if "merges" in model else {})}

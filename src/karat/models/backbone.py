@@ -1,17 +1,37 @@
 """Loading Hugging Face models and tokenizers from a folder or hub id: safetensors only, never remote code."""
 
+import contextlib
 import json
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from karat.types import Refused
 
 # What a model folder may hold that karat reads. Nothing that is code or a pickle.
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars, reports and deprecations of transformers and PEFT: what matters comes as karat's own errors."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def locate(path: str | Path) -> Path:
@@ -22,6 +42,9 @@ def locate(path: str | Path) -> Path:
     """
     folder = Path(path)
     if folder.is_dir():
+        for name in ("config.json", "adapter_config.json"):
+            if (folder / name).is_file() and not isinstance(read_json(folder / name), dict):
+                raise Refused(f"{folder / name} is no JSON object; download or save it again")
         if not ({"config.json", "adapter_config.json"} & {f.name for f in folder.iterdir()}):
             raise Refused(f"{folder} holds no model (no config.json); give the folder that a model was saved to")
         return folder
@@ -51,9 +74,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
         raise Refused(f"{folder} has no tokenizer; save one there with tokenizer.save_pretrained()")
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with quiet():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers passes on whatever the tokenizer's parser raised
-        raise Refused(f"the tokenizer in {folder} cannot be loaded: {_first_line(error)}") from None
+        raise Refused(f"the tokenizer in {folder} cannot be loaded: {first_line(error)}") from None
     return tokenizer
 
 
@@ -64,28 +88,37 @@ def load_config(folder: Path) -> PreTrainedConfig:
         Refused: transformers does not know its architecture.
     """
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with quiet():
+            config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # unknown model types, remote code and broken JSON all differ in type
-        raise Refused(f"the config in {folder} cannot be used: {_first_line(error)}") from None
+        raise Refused(f"the config in {folder} cannot be used: {first_line(error)}") from None
     return config
 
 
 def from_pretrained(auto_class: Any, folder: Path, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
     """A model by one of transformers' Auto classes, and its loading report.
 
+    Tensors of another shape than the model's are left out and named in the report.
+
     Raises:
-        Refused: the weights are missing, half downloaded, pickled or of another shape.
+        Refused: the weights are missing, half downloaded or pickled.
     """
     if not any(folder.glob("*.safetensors")):
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
         why = "only pickled weights, which can run code when read" if pickled else "no weights (*.safetensors)"
         raise Refused(f"{folder} has {why}; save the model with safetensors")
     try:
-        model, report = auto_class.from_pretrained(
-            folder, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **kwargs
-        )
+        with quiet():
+            model, report = auto_class.from_pretrained(
+                folder,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **kwargs,
+            )
     except Exception as error:  # safetensors, torch and transformers each raise their own
-        raise Refused(f"the model in {folder} cannot be loaded: {_first_line(error)}") from None
+        raise Refused(f"the model in {folder} cannot be loaded: {first_line(error)}") from None
     return model, report
 
 
@@ -110,6 +143,10 @@ def choose_device(device: str) -> torch.device:
     """`auto` is the first CUDA device, or the CPU."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise Refused(f"there is no device {device!r} here; use auto or cpu") from None
     return torch.device(device)
 
 
@@ -132,6 +169,7 @@ def read_json(path: Path) -> Any:
         raise Refused(f"{path} is no valid JSON; download or save it again") from None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of another library says, short enough for a sentence."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]

@@ -10,24 +10,35 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from torch import Tensor
 
 from karat.models import backbone as backbones
-from karat.models.heads import Head, Layout, layouts_for
-from karat.models.render import Renderer, render_part, tokenizer_hash
-from karat.spec import Golden, RewardSpec, ids_hash
+from karat.models._parts import (
+    HEAD_FILE,
+    Parts,
+    apart,
+    bare,
+    base_of_adapter,
+    classifier,
+    fill,
+    probe,
+    read_tensors,
+    stored_head,
+    with_adapter,
+)
+from karat.models.heads import Head, Layout
+from karat.models.render import Renderer, chat_template, render_part, tokenizer_hash
+from karat.spec import FILE_NAME, Golden, RewardSpec, ids_hash
 from karat.types import BadInput, CheckpointError, Example, Message, Refused, Unscored
 
-HEAD_FILE = "reward_head.safetensors"
-ADAPTER_FILE = "adapter_model.safetensors"
+__all__ = ["GOLDEN", "Parts", "add_lora", "add_pad_token", "golden_drift", "load", "save", "start"]
+
+_OURS = ("config.json", "adapter_config.json", FILE_NAME)
 
 # What is scored when a checkpoint is saved, and again wherever it is checked. Control tokens in a text are text.
 GOLDEN = (
@@ -35,31 +46,6 @@ GOLDEN = (
     ("Name the colour of the sea.", "Bluë, mostly: 🌊\n\n(It depends.)"),
     ("Repeat: </s> [SEP] <|im_end|>", "</s> [SEP] <|im_end|> <|eot_id|>"),
 )
-
-
-@dataclass
-class Parts:
-    """A model taken apart. `model` is what is saved; `backbone` and `head` are what is run and trained."""
-
-    model: Any  # PreTrainedModel, or the PeftModel around it
-    backbone: nn.Module
-    head: Head
-    layout: Layout | None  # where `model` keeps the head, or None where it cannot
-    tokenizer: PreTrainedTokenizerBase
-    spec: RewardSpec
-    pooler: nn.Module | None = None  # taken off the backbone: the head does its work
-
-    @property
-    def positions(self) -> int | None:
-        """How many tokens the backbone takes."""
-        limit = backbones.positions(self.model.config)
-        return None if limit is None else limit - backbones.position_offset(self.backbone)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the backbone lies."""
-        return next(self.backbone.parameters()).device
-
 
 Scorer: TypeAlias = Callable[[Parts, Sequence[Example]], list[float | None]]
 
@@ -93,159 +79,72 @@ def start(path: str | Path, spec: RewardSpec, device: str = "auto", dtype: str =
     what comes out.
 
     Raises:
-        Refused: the folder cannot be loaded.
+        Refused: the folder cannot be loaded, or is a reward model with another head than the spec's.
+        CheckpointError: it is a reward model that is not as it was saved.
     """
     folder = backbones.locate(path)
     if (folder / "adapter_config.json").is_file():
         raise Refused(f"{folder} is a LoRA adapter; merge it into its base before training from it")
     if (saved := RewardSpec.read(folder)) is not None:
-        return _load_parts(folder, spec.model_copy(update={"head": saved.head}), device, dtype)
+        parts = _load_parts(folder, _continued(saved, spec), device, dtype)
+        _verify(parts, saved)
+        return parts
     tokenizer = backbones.load_tokenizer(folder)
     spec = spec.model_copy(update={"render": render_part(tokenizer, spec.render, append_eos=True)})
-    model, missing = _classifier(folder, device, dtype)
+    model, missing = classifier(folder, device, dtype)
     base = getattr(model, model.base_model_prefix)
-    layout = _probe(model, base)
-    if layout is None or ("pooling" in spec.model_fields_set and layout.pooling != spec.pooling):
-        return _apart(base, base, Head(spec.head, base.config.hidden_size), None, tokenizer, spec)
+    layout = probe(model, base)
+    if layout is None or not _fits(layout, spec):
+        return apart(base, base, Head(spec.head, base.config.hidden_size), None, tokenizer, spec)
     spec = spec.model_copy(update={"head": layout.spec, "pooling": layout.pooling})
     head = Head(layout.spec, base.config.hidden_size)
     if not missing & set(layout.tensors.values()):
-        _fill(head, {n: model.get_parameter(t).data for n, t in layout.tensors.items()})
-    return _apart(model, base, head, layout, tokenizer, spec)
+        fill(head, {n: model.get_parameter(t).data for n, t in layout.tensors.items()})
+    return apart(model, base, head, layout, tokenizer, spec)
+
+
+def _fits(layout: Layout, spec: RewardSpec) -> bool:
+    """Is the classification class's own head what the spec asks for, where it asks?"""
+    pooling = layout.pooling if "pooling" not in spec.model_fields_set else spec.pooling
+    head = layout.spec.type if "type" not in spec.head.model_fields_set else spec.head.type
+    return (layout.pooling, layout.spec.type) == (pooling, head)
+
+
+def _continued(saved: RewardSpec, spec: RewardSpec) -> RewardSpec:
+    """A reward model's own spec, with what a new run says otherwise."""
+    if "type" in spec.head.model_fields_set and spec.head.type != saved.head.type:
+        raise Refused(
+            f"this reward model has a {saved.head.type} head, and head={spec.head.type!r} would lose it;"
+            " leave head out, or start from the model it was trained from"
+        )
+    given = spec.model_dump(exclude_unset=True, exclude={"head", "render", "options"})
+    return saved.with_options(**given, options=spec.options, **spec.render.model_dump(exclude_unset=True))
 
 
 def _load_parts(folder: Path, spec: RewardSpec, device: str, dtype: str) -> Parts:
     adapter = (folder / "adapter_config.json").is_file()
-    base_folder = _base_of_adapter(folder) if adapter else folder
+    base_folder = base_of_adapter(folder) if adapter else folder
     tokenizer = backbones.load_tokenizer(folder)
     if (folder / HEAD_FILE).is_file():
-        model = _bare(base_folder, device, dtype)
+        model = bare(base_folder, device, dtype)
         base, layout = model, None
-        tensors = _read(folder / HEAD_FILE)
+        tensors = read_tensors(folder / HEAD_FILE)
     else:
-        model, _ = _classifier(base_folder, device, dtype)
+        model, _ = classifier(base_folder, device, dtype)
         base = getattr(model, model.base_model_prefix)
-        layout = _probe(model, base)
+        layout = probe(model, base)
         if layout is None:
             raise Refused(f"{type(model).__name__} computes its head in a way that karat does not know")
-        tensors = _stored_head(folder, layout, adapter)
+        tensors = stored_head(folder, layout, adapter)
     if adapter:
-        model = _with_adapter(model, folder)
+        model = with_adapter(model, folder)
     if layout is not None:
         spec = spec.model_copy(update={"head": layout.spec.model_copy(update={"sha256": spec.head.sha256})})
         if "pooling" not in spec.model_fields_set:
             spec = spec.model_copy(update={"pooling": layout.pooling})
     head = Head(spec.head, base.config.hidden_size).to(base.device)
-    _fill(head, tensors)
-    return _apart(model, base, head, layout, tokenizer, spec)
-
-
-def _apart(
-    model: Any, base: Any, head: Head, layout: Layout | None, tokenizer: PreTrainedTokenizerBase, spec: RewardSpec
-) -> Parts:
-    if not spec.render.template:
-        spec = spec.model_copy(update={"render": render_part(tokenizer, spec.render)})
-    parts = Parts(model, base, head.to(base.device), layout, tokenizer, spec, getattr(base, "pooler", None))
-    if parts.pooler is not None:
-        base.pooler = None
-    return parts
-
-
-def _placed(folder: Path, device: str, dtype: str) -> dict[str, Any]:
-    where = backbones.choose_device(device)
-    return {"dtype": backbones.choose_dtype(dtype, where, backbones.load_config(folder)), "device_map": {"": where}}
-
-
-def _bare(folder: Path, device: str, dtype: str) -> Any:
-    model, report = backbones.from_pretrained(AutoModel, folder, **_placed(folder, device, dtype))
-    if lost := [k for k in report["missing_keys"] if "pooler" not in k]:
-        raise CheckpointError(f"{folder} lacks weights of its backbone, such as {lost[0]}; download or save it again")
-    return model
-
-
-def _classifier(folder: Path, device: str, dtype: str) -> tuple[Any, set[str]]:
-    """The architecture's one-output classification model, and which of its tensors the folder lacks."""
-    model, report = backbones.from_pretrained(
-        AutoModelForSequenceClassification, folder, num_labels=1, **_placed(folder, device, dtype)
-    )
-    missing = set(report["missing_keys"])
-    base = model.base_model_prefix + "."
-    if lost := [k for k in missing if k.startswith(base) and "pooler" not in k]:
-        raise CheckpointError(f"{folder} lacks weights of its backbone, such as {lost[0]}; download or save it again")
-    return model, missing
-
-
-def _probe(model: Any, base: Any) -> Layout | None:
-    """How a classification class computes its head, found by comparing with its own forward on a few tokens."""
-    names = frozenset(model.state_dict())
-    pad = model.config.get_text_config().pad_token_id
-    ids = torch.tensor([[i for i in range(3, 12) if i != pad][:6]], device=base.device)
-    model.eval()
-    with torch.no_grad():
-        wanted = model(input_ids=ids).logits.float()
-        states = base(input_ids=ids).last_hidden_state.float()
-        for layout in layouts_for(names, model.base_model_prefix):
-            head = Head(layout.spec, states.shape[-1]).to(base.device)
-            _fill(head, {ours: model.get_parameter(theirs).data for ours, theirs in layout.tensors.items()})
-            got = head(states[:, -1 if layout.pooling == "last" else 0])
-            if torch.allclose(got, wanted, rtol=2e-2 if base.dtype != torch.float32 else 1e-3, atol=1e-3):
-                return layout
-    return None
-
-
-def _stored_head(folder: Path, layout: Layout, adapter: bool) -> dict[str, Tensor]:
-    """The head's tensors as stored, in their own precision."""
-    prefix = "base_model.model." if adapter else ""
-    wanted = {prefix + theirs: ours for ours, theirs in layout.tensors.items()}
-    found: dict[str, Tensor] = {}
-    for file in [folder / ADAPTER_FILE] if adapter else sorted(folder.glob("*.safetensors")):
-        found |= _read(file, set(wanted))
-    if lost := set(wanted) - set(found):
-        what = "the adapter was saved without its reward head" if adapter else "it has no reward head"
-        raise Refused(
-            f"{folder}: {what} ({min(lost)} is missing); train one with `karat train`,"
-            " or give the folder of a reward model"
-        )
-    return {wanted[name]: tensor for name, tensor in found.items()}
-
-
-def _read(file: Path, names: set[str] | None = None) -> dict[str, Tensor]:
-    try:
-        with safe_open(file, framework="pt") as stored:
-            held = set(stored.keys())
-            return {n: stored.get_tensor(n) for n in (held if names is None else held & names)}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error}); download or save it again") from None
-
-
-def _fill(head: Head, tensors: dict[str, Tensor]) -> None:
-    wanted = {name: tuple(t.shape) for name, t in head.state_dict().items()}
-    given = {name: tuple(t.shape) for name, t in tensors.items()}
-    if wanted != given:
-        raise CheckpointError(f"the reward head has tensors {given}, but this model and spec need {wanted}")
-    head.load_state_dict({name: t.float() for name, t in tensors.items()})
-
-
-def _base_of_adapter(folder: Path) -> Path:
-    base = backbones.read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-    try:
-        return backbones.locate(base or "")
-    except Refused:
-        raise Refused(
-            f"{folder} is a LoRA adapter for {base!r}, which is not there; put its base there,"
-            " or correct base_model_name_or_path in adapter_config.json"
-        ) from None
-
-
-def _with_adapter(model: Any, folder: Path) -> Any:
-    from peft import PeftModel, get_peft_model_state_dict
-
-    wrapped = PeftModel.from_pretrained(model, folder)
-    with safe_open(folder / ADAPTER_FILE, framework="pt") as stored:
-        strange = set(stored.keys()) ^ set(get_peft_model_state_dict(wrapped))
-    if strange:
-        raise CheckpointError(f"the adapter in {folder} does not fit its base model (tensor {min(strange)})")
-    return wrapped
+    fill(head, tensors)
+    return apart(model, base, head, layout, tokenizer, spec)
 
 
 def _verify(parts: Parts, saved: RewardSpec) -> None:
@@ -254,8 +153,7 @@ def _verify(parts: Parts, saved: RewardSpec) -> None:
         raise CheckpointError("the reward head is not the one that reward_spec.json was saved with; copy both together")
     if saved.tokenizer_sha256 and tokenizer_hash(parts.tokenizer) != saved.tokenizer_sha256:
         raise CheckpointError("the tokenizer is not the one this reward model was trained with; restore its files")
-    own = render_part(parts.tokenizer, saved.render)
-    if saved.render.layout == "chat" and own.template != saved.render.template:
+    if saved.render.layout == "chat" and chat_template(parts.tokenizer) != saved.render.template:
         raise CheckpointError(
             "the tokenizer's chat template is not the one this reward model was trained with; restore chat_template"
         )
@@ -278,8 +176,10 @@ def add_pad_token(parts: Parts) -> None:
     """Give the tokenizer a pad token of its own where it has none or shares EOS, with a row in the embedding.
 
     karat needs none (masks come from lengths); classes that look for the last token that is no pad do, and with
-    EOS as pad they read the wrong one.
+    EOS as pad they read the wrong one. Other models are left as they are.
     """
+    if parts.layout is None or parts.layout.pooling != "last":
+        return
     tokenizer, config = parts.tokenizer, parts.model.config.get_text_config()
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         name = "<|pad|>"
@@ -306,10 +206,10 @@ def add_lora(parts: Parts, options: dict[str, Any]) -> None:
     config["modules_to_save"] = [*{*(config.get("modules_to_save") or []), *heads}] or None
     config["task_type"] = "SEQ_CLS" if parts.layout else "FEATURE_EXTRACTION"
     try:
-        with _pooler_in_place(parts):
+        with _pooler_in_place(parts), backbones.quiet():
             parts.model = peft.get_peft_model(parts.model, peft.LoraConfig(**config))
-    except (TypeError, ValueError) as error:
-        raise BadInput(f"peft refuses the LoRA options: {error}") from None
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise BadInput(f"peft refuses the LoRA options: {backbones.first_line(error)}") from None
 
 
 # Saving
@@ -321,10 +221,11 @@ def save(parts: Parts, folder: Path, score: Scorer, also: Callable[[Path], None]
     `also` may add files (a report) to the folder before it appears.
 
     Raises:
-        CheckpointError: it could not be written, or what was written does not score the same. What stood at
-            `folder` before is untouched.
+        CheckpointError: it could not be written, what was written does not score the same, or `folder` holds
+            something else than a checkpoint. What stood at `folder` before is untouched.
     """
     folder = folder.absolute()
+    _check_replaceable(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -348,6 +249,13 @@ def save(parts: Parts, folder: Path, score: Scorer, also: Callable[[Path], None]
     return spec
 
 
+def _check_replaceable(folder: Path) -> None:
+    """Raise CheckpointError where a checkpoint would take the place of something else."""
+    known = folder.is_dir() and (any((folder / n).is_file() for n in _OURS) or not any(folder.iterdir()))
+    if (folder.exists() or folder.is_symlink()) and (folder.is_symlink() or not known):
+        raise CheckpointError(f"{folder} is there and is no checkpoint; choose another folder, or remove it")
+
+
 def _write(parts: Parts, folder: Path, score: Scorer) -> RewardSpec:
     spec = parts.spec.model_copy(
         update={
@@ -357,8 +265,8 @@ def _write(parts: Parts, folder: Path, score: Scorer) -> RewardSpec:
         }
     )
     tensors = {name: t.detach().cpu().contiguous() for name, t in parts.head.state_dict().items()}
-    parts.tokenizer.save_pretrained(folder)
-    with _pooler_in_place(parts):
+    _save_tokenizer(parts, folder)
+    with _pooler_in_place(parts), backbones.quiet():
         if hasattr(parts.model, "peft_config"):
             _save_adapter(parts, folder, tensors)
         else:
@@ -368,6 +276,16 @@ def _write(parts: Parts, folder: Path, score: Scorer) -> RewardSpec:
         save_file(tensors, folder / HEAD_FILE)
     spec.save(folder)
     return spec
+
+
+def _save_tokenizer(parts: Parts, folder: Path) -> None:
+    tokenizer, render = parts.tokenizer, parts.spec.render
+    if render.layout == "chat" and chat_template(tokenizer) != render.template:
+        tokenizer.chat_template = render.template  # trained with a template of its own
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # tokenizers raises plain Exception for a full disk
+        raise OSError(backbones.first_line(error)) from None
 
 
 def _save_adapter(parts: Parts, folder: Path, tensors: dict[str, Tensor]) -> None:
@@ -443,7 +361,7 @@ def _publish(staging: Path, folder: Path) -> None:
     os.rename(folder, old / "was")
     try:
         os.rename(staging, folder)
-    except OSError:
+    except BaseException:
         os.rename(old / "was", folder)
         raise
     shutil.rmtree(old, ignore_errors=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from karat.spec import Head as HeadSpec
 from karat.spec import RewardSpec
+from karat.types import BadInput
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -45,6 +46,17 @@ class Head(nn.Module):
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def check_output(spec: RewardSpec) -> None:
+    """Raise BadInput where activation and output do not make one reward of the head's numbers."""
+    k = spec.head.outputs
+    if spec.activation == "softmax" and k == 1:
+        raise BadInput("a softmax over the head's one output is 1 for every text; use activation='sigmoid'")
+    if isinstance(spec.output, int) and not 0 <= spec.output < k:
+        raise BadInput(f"output={spec.output}, but the head has {k}, counted from 0")
+    if not isinstance(spec.output, int) and len(spec.output) != k:
+        raise BadInput(f"output has {len(spec.output)} weights, but the head has {k} outputs; give one for each")
 
 
 def rewards_of(spec: RewardSpec, numbers_Rk: Tensor) -> Tensor:

@@ -4,15 +4,17 @@ It knows layouts, BOS, EOS and length; it knows nothing about weights or rewards
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from karat import types
 from karat.models._literal import LiteralEncoder
+from karat.models.backbone import first_line
 from karat.spec import Render, RewardSpec
 from karat.types import Example, Message, Refused, Unscored
 
@@ -27,6 +29,13 @@ PLAIN = {
         "{{ m.content }}{% endfor %}"
     ),
 }
+
+# A reward may not change from day to day: templates that write the date get this one.
+_DAY = date(2024, 7, 26)
+_DATES = "".join(f" | replace({d!r}, {_DAY.strftime(d)!r})" for d in ("%d", "%b", "%B", "%Y", "%y", "%m", "%A", "%a"))
+_FIXED_DATE = "{%- macro strftime_now(format) %}{{ format" + _DATES + " }}{% endmacro %}\n"
+
+_ROLE = re.compile(r"[\w .-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +76,7 @@ class Renderer:
         good = [i for i, text in enumerate(texts) if isinstance(text, str)]
         encoded = self._encode([str(texts[i]) for i in good], [examples[i] for i in good])
         ids = dict(zip(good, encoded, strict=True))
-        return [self._fit(e, ids[i]) if i in ids else self._unscored(texts[i]) for i, e in enumerate(examples)]
+        return [self._fit(e, ids.get(i, texts[i])) for i, e in enumerate(examples)]
 
     def text(self, example: Example) -> str:
         """The rendered text, for people to look at. Raises Refused where the template refuses."""
@@ -97,6 +106,8 @@ class Renderer:
         for message in messages:
             if broken := _surrogate(message.content) or _surrogate(message.role):
                 return Unscored(broken)
+            if not _ROLE.fullmatch(message.role):
+                return Unscored(f"the role {message.role!r:.40} is no word, so a template could take it for more")
         if self.part.layout == "concat" and len(example.prompt) > 1:
             return Unscored(
                 f"layout 'concat' takes one prompt message and got {len(example.prompt)};"
@@ -105,20 +116,23 @@ class Renderer:
         return self._apply(messages)
 
     def _apply(self, messages: Sequence[Message]) -> str | Unscored:
+        template = self.part.template
+        if "strftime_now" in template:
+            template = _FIXED_DATE + template
         raw = [{"role": m.role, "content": m.content} for m in messages]
         try:
-            text: Any = self.tokenizer.apply_chat_template(raw, chat_template=self.part.template, tokenize=False)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
-            return Unscored(f"the template refuses this conversation: {error}")
+            text: Any = self.tokenizer.apply_chat_template(raw, chat_template=template, tokenize=False)
+        except Exception as error:  # a template is a program: whatever it raises is about this conversation
+            return Unscored(f"the template refuses this conversation: {first_line(error)}")
         return str(text)
 
     # Text to ids
 
-    def _encode(self, texts: list[str], examples: list[Example]) -> list[list[int]]:
+    def _encode(self, texts: list[str], examples: list[Example]) -> list[list[int] | Unscored]:
         plain = [i for i, (text, e) in enumerate(zip(texts, examples, strict=True)) if not self._spells(text, e)]
         encoded = self._literal.encode([texts[i] for i in plain], add_special_tokens=self._by_tokenizer)
-        ids = dict(zip(plain, encoded, strict=True))
-        return [self._ended(ids[i] if i in ids else self._masked(e)) for i, e in enumerate(examples)]
+        ids = {i: self._ended(found) for i, found in zip(plain, encoded, strict=True)}
+        return [ids[i] if i in ids else self._masked(texts[i], e) for i, e in enumerate(examples)]
 
     @property
     def _by_tokenizer(self) -> bool:
@@ -129,19 +143,23 @@ class Renderer:
         """Does user text spell a control token? A plain layout writes none, so there the whole text counts."""
         if self.part.layout != "chat":
             return self._literal.holds_control(text)
-        words = (*(w for m in example.prompt for w in (m.content, m.role)), example.response)
-        return any(map(self._literal.holds_control, words))
+        words = (*(m.content for m in example.prompt), example.response)
+        return any(self._literal.holds_control(w) or self._literal.may_join(w) for w in words)
 
-    def _masked(self, example: Example) -> list[int]:
-        messages = [*example.prompt, Message("assistant", example.response)]
-        masked = [Message(self._literal.mask(m.role), self._literal.mask(m.content)) for m in messages]
-        text = self._apply(masked)
-        if isinstance(text, Unscored):  # the unmasked conversation was accepted, so this cannot be the text's fault
-            raise Refused(f"the template looks into the text of a message: {text.reason}")
+    def _masked(self, text: str, example: Example) -> list[int] | Unscored:
+        """Ids of a text in which a message spells a control token, or may with what stands beside it."""
+        literal = self._literal
         if self.part.layout != "chat":
-            # Names may also form across the edge of two messages.
-            text = self._literal.mask(text)
-        return self._literal.encode_masked(text, add_special_tokens=self._by_tokenizer)
+            masked: str | Unscored = literal.mask(text)
+        else:
+            messages = [*example.prompt, Message("assistant", example.response)]
+            masked = self._apply([replace(m, content=literal.mask_message(m.content)) for m in messages])
+        if isinstance(masked, Unscored) or literal.unmask(masked) != text:
+            return Unscored("a message holds a control token and the template looks into it, so its text is not read")
+        try:
+            return self._ended(literal.encode_masked(masked, add_special_tokens=self._by_tokenizer))
+        except Refused as error:
+            return Unscored(str(error))
 
     def _ended(self, ids: list[int]) -> list[int]:
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
@@ -153,7 +171,10 @@ class Renderer:
 
     # Length and reads
 
-    def _fit(self, example: Example, ids: list[int]) -> Rendered | Unscored:
+    def _fit(self, example: Example, ids: list[int] | str | Unscored) -> Rendered | Unscored:
+        if isinstance(ids, Unscored):
+            return ids
+        assert not isinstance(ids, str)
         flags = _flags(example)
         if self.max_length is None or len(ids) <= self.max_length or self.part.over_length == "error":
             return self._measured(ids, flags)
@@ -163,23 +184,28 @@ class Renderer:
         """Remove as few characters as possible from the left of the prompt; system messages and the answer stay."""
         assert self.max_length is not None
         low, high = 0, sum(len(m.content) for m in example.prompt if m.role != "system")
-        fitting: list[int] | None = None
-        while low < high or fitting is None:
-            middle = (low + high) // 2 if fitting is not None else high
-            shorter = replace(example, prompt=cut_left(example.prompt, middle))
-            text = self._text(shorter)
-            ids = self._encode([text], [shorter])[0] if isinstance(text, str) else None
-            if ids is not None and len(ids) <= self.max_length:
+        fitting = self._without(example, high)
+        if isinstance(fitting, Unscored):
+            return fitting
+        if len(fitting) > self.max_length:
+            return Unscored(
+                f"the answer needs more than max_length={self.max_length} tokens even without its prompt;"
+                " raise max_length",
+                over_length=True,
+            )
+        while low < high:
+            middle = (low + high) // 2
+            ids = self._without(example, middle)
+            if not isinstance(ids, Unscored) and len(ids) <= self.max_length:
                 fitting, high = ids, middle
-            elif fitting is None:
-                return Unscored(
-                    f"the answer needs more than max_length={self.max_length} tokens even without its prompt;"
-                    " raise max_length",
-                    over_length=True,
-                )
             else:
                 low = middle + 1
         return self._measured(fitting, (*flags, "over_length_cut"), truncated=True)
+
+    def _without(self, example: Example, characters: int) -> list[int] | Unscored:
+        shorter = replace(example, prompt=cut_left(example.prompt, characters))
+        text = self._text(shorter)
+        return text if isinstance(text, Unscored) else self._encode([text], [shorter])[0]
 
     def _measured(self, ids: list[int], flags: tuple[str, ...], truncated: bool = False) -> Rendered | Unscored:
         if not ids:
@@ -202,44 +228,49 @@ class Renderer:
             return types.Span(0, length)
         return (0,) if self.pooling == "cls" else (length - 1,)
 
-    @staticmethod
-    def _unscored(text: str | Unscored) -> Unscored:
-        assert isinstance(text, Unscored)
-        return text
-
 
 def cut_left(prompt: tuple[Message, ...], characters: int) -> tuple[Message, ...]:
     """A prompt without its first characters; emptied turns go, in rounds, so that roles still alternate.
 
+    System messages stay as and where they are.
+
     >>> cut_left((Message("user", "abc"),), 2)
     (Message(role='user', content='c'),)
     """
-    system = tuple(m for m in prompt if m.role == "system")
-    turns = [m for m in prompt if m.role != "system"]
-    shorter: list[Message] = []
-    for turn in turns:
-        gone = min(characters, len(turn.content))
-        characters -= gone
-        shorter.append(replace(turn, content=turn.content[gone:]))
-    while len(shorter) > 2 and not shorter[0].content and not shorter[1].content and shorter[2].role == shorter[0].role:
-        shorter = shorter[2:]
-    return system + tuple(shorter)
+    shorter = list(prompt)
+    for i, turn in enumerate(prompt):
+        if turn.role != "system":
+            gone = min(characters, len(turn.content))
+            characters -= gone
+            shorter[i] = replace(turn, content=turn.content[gone:])
+    while len(turns := [i for i, m in enumerate(shorter) if m.role != "system"]) > 2:
+        first, second, third = (shorter[i] for i in turns[:3])
+        if first.content or second.content or third.role != first.role:
+            break
+        del shorter[turns[1]], shorter[turns[0]]
+    return tuple(shorter)
+
+
+def chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The tokenizer's chat template, of several the default one."""
+    template: Any = tokenizer.chat_template
+    found: str | None = template.get("default") if isinstance(template, dict) else template
+    return found
 
 
 def render_part(tokenizer: PreTrainedTokenizerBase, part: Render, *, append_eos: bool = False) -> Render:
     """A render part whose template is written out.
 
-    The tokenizer's chat template is taken where it has one and no plain layout was asked for; otherwise the layout
-    "concat". With `append_eos`, a plain layout ends in EOS if the tokenizer has one: what training does.
+    A template of its own stays. Else the tokenizer's chat template is taken where it has one and no plain layout was
+    asked for; otherwise the layout "concat". With `append_eos`, a plain layout that says nothing of EOS ends in it if
+    the tokenizer has one: what training does.
     """
-    template = tokenizer.chat_template
-    if part.layout == "chat" and isinstance(template, dict):
-        template = template.get("default")
-    if part.layout == "chat" and isinstance(template, str):
+    if part.layout == "chat" and (template := part.template or chat_template(tokenizer)):
         return part.model_copy(update={"template": template})
     layout = "concat" if part.layout == "chat" else part.layout
-    ends = append_eos and part.eos == "as_is" and tokenizer.eos_token_id is not None
-    return part.model_copy(update={"layout": layout, "template": PLAIN[layout], "eos": "append" if ends else part.eos})
+    ends = append_eos and "eos" not in part.model_fields_set and tokenizer.eos_token_id is not None
+    update = {"layout": layout, "template": part.template or PLAIN[layout], "eos": "append" if ends else part.eos}
+    return part.model_copy(update=update)
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,5 +1,6 @@
 """Checks of a model's wiring that a person can act on."""
 
+import math
 from typing import NamedTuple
 
 from karat import types
@@ -9,7 +10,7 @@ from karat.models.backbone import choose_device
 from karat.models.checkpoint import GOLDEN, Parts
 from karat.models.render import Rendered
 from karat.rewards._local import LocalModel, golden_values
-from karat.types import CheckpointError, Example, Message, Refused
+from karat.types import Example, KaratError, Message
 
 
 class Finding(NamedTuple):
@@ -24,9 +25,9 @@ def examine(path: str, device: str = "auto", dtype: str = "auto") -> list[Findin
     """Load a model and check it; a model that cannot be loaded is one finding."""
     try:
         parts = checkpoint.load(path, device, dtype)
-    except (Refused, CheckpointError) as error:
+        local = LocalModel(parts)
+    except KaratError as error:
         return [Finding("loads", False, str(error))]
-    local = LocalModel(parts)
     examples = [Example((Message("user", prompt),), response) for prompt, response in GOLDEN]
     rendered = [r for r in local.renderer(examples) if isinstance(r, Rendered)]
     found = [Finding("loads", True, _described(parts)), _golden(parts)]
@@ -78,6 +79,7 @@ def _padding(local: LocalModel, rendered: list[Rendered]) -> Finding:
     if forwards[0].takes_positions:
         forwards.append(PaddedForward(parts.backbone, side="left", pad_id=1))
     together = [LocalModel(parts, PaddedEngine(f)).values(sequences) for f in forwards]
-    worst = max(abs(a - b) / max(1.0, abs(a)) for row in together for a, b in zip(alone, row, strict=True))
+    moved = [abs(a - b) / max(1.0, abs(a)) for row in together for a, b in zip(alone, row, strict=True)]
+    worst = max(math.inf if math.isnan(m) else m for m in moved)
     float32 = next(parts.backbone.parameters()).dtype.itemsize >= 4
     return Finding("padding", worst <= (1e-5 if float32 else 5e-2), f"moves a score by {worst:.1e} of itself at most")

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from karat import types
-from karat.engine.base import Engine
+from karat.engine.base import Engine, EngineError
 from karat.engine.padded import PaddedEngine, PaddedForward
 from karat.models import checkpoint
 from karat.models.checkpoint import Parts
 from karat.models.heads import Head, rewards_of
 from karat.models.render import Rendered, Renderer
 from karat.rewards.base import Ranked, kind
+from karat.spec import ids_hash
 from karat.types import BadInput, Example, Message, Prompt, Refused, Result, Reward, Unscored, as_messages
 
 # Examples rendered and sent to the engine together: enough to sort by length, few enough to show progress.
@@ -46,18 +47,29 @@ class LocalModel:
         self.engine = engine or PaddedEngine(PaddedForward(parts.backbone))
         self._kind = kind(self.spec.kind, dict(self.spec.options))
 
+    @property
+    def fingerprint(self) -> str:
+        """What decides a score beside the text: spec, weights of the head, and precision."""
+        dtype = next(self.parts.backbone.parameters()).dtype
+        return ids_hash(
+            [*self.spec.model_dump_json().encode(), *self.parts.head.sha256().encode(), *str(dtype).encode()]
+        )
+
     def score(self, prompt: Prompt, responses: Sequence[str], *, strict: bool = False) -> list[Result]:
         """One result per response, in order."""
-        if isinstance(responses, str):
+        if isinstance(responses, str) or not all(isinstance(r, str) for r in responses):
             raise BadInput("responses has to be a list of texts; put a single answer into a list")
         messages = as_messages(prompt)
         return list(self.score_many([Example(messages, r) for r in responses], strict=strict))
 
     def score_many(self, examples: Iterable[Any], *, strict: bool = False) -> Iterator[Result]:
-        """One result per example, in order. An example is an `Example` or a row as `karat score` reads it."""
+        """One result per example, in order. An example is an `Example` or a row as `karat score` reads it.
+
+        What is neither is unscored, like an answer that cannot be scored: the others keep their places.
+        """
         rows = iter(examples)
         while chunk := list(islice(rows, CHUNK)):
-            for result in self._score([as_example(e) for e in chunk]):
+            for result in self._score(chunk):
                 if strict and isinstance(result, Unscored):
                     raise Refused(result.reason)
                 yield result
@@ -75,15 +87,29 @@ class LocalModel:
 
     def score_text(self, text: str) -> Result:
         """Score a finished, templated text."""
+        if not isinstance(text, str):
+            raise BadInput(f"a finished text has to be a str, but got {text!r:.80}")
         return self._score_rendered([self.renderer.finished(text)])[0]
 
-    def _score(self, examples: Sequence[Example]) -> list[Result]:
-        return self._score_rendered(self.renderer(examples))
+    def _score(self, rows: Sequence[Any]) -> list[Result]:
+        read = [_read(row) for row in rows]
+        rendered = iter(self.renderer(e for e in read if isinstance(e, Example)))
+        return self._score_rendered([next(rendered) if isinstance(e, Example) else e for e in read])
 
     def _score_rendered(self, rendered: Sequence[Rendered | Unscored]) -> list[Result]:
         good = [r for r in rendered if isinstance(r, Rendered)]
-        values = iter(self.values([r.sequence for r in good]))
+        values = iter(self._values([r.sequence for r in good]))
         return [_reward(r, next(values)) if isinstance(r, Rendered) else r for r in rendered]
+
+    def _values(self, sequences: Sequence[types.Sequence]) -> Sequence[float | Unscored]:
+        """The rewards; where the engine refuses a sequence, those of all others still."""
+        try:
+            return self.values(sequences)
+        except EngineError as error:
+            if len(sequences) == 1:
+                return [Unscored(str(error))]
+            half = len(sequences) // 2
+            return [*self._values(sequences[:half]), *self._values(sequences[half:])]
 
     @torch.no_grad()
     def values(self, sequences: Sequence[types.Sequence]) -> list[float]:
@@ -96,7 +122,16 @@ class LocalModel:
         return rewards
 
 
-def _reward(rendered: Rendered, value: float) -> Result:
+def _read(row: Any) -> Example | Unscored:
+    try:
+        return as_example(row)
+    except BadInput as error:
+        return Unscored(str(error))
+
+
+def _reward(rendered: Rendered, value: float | Unscored) -> Result:
+    if isinstance(value, Unscored):
+        return value
     if not abs(value) < float("inf"):
         return Unscored(
             f"the model gave {value}, which is no reward; check its weights, or load it with dtype='float32'"
@@ -111,13 +146,21 @@ def as_example(row: Any) -> Example:
         BadInput: it is none of these.
     """
     if isinstance(row, Example):
+        if not (isinstance(row.response, str) and all(isinstance(m, Message) for m in row.prompt)):
+            raise BadInput(
+                "an Example needs a tuple of Messages and a text; a mapping with prompt and response is easier"
+            )
         return row
-    if isinstance(row, Mapping) and isinstance(row.get("response"), str) and "prompt" in row:
+    if isinstance(row, Mapping) and isinstance(row.get("response"), str) and _is_conversation(row.get("prompt")):
         return Example(as_messages(row["prompt"]), row["response"], row.get("context") or {})
-    if isinstance(row, Mapping) and row.get("messages"):
+    if isinstance(row, Mapping) and row.get("messages") and _is_conversation(row["messages"]):
         *prompt, last = as_messages(row["messages"])
         return _answered(tuple(prompt), last, row.get("context") or {})
     raise BadInput(f"an example needs `prompt` and `response`, or `messages`, but got {row!r:.80}")
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, str | list | tuple)
 
 
 def _answered(prompt: tuple[Message, ...], last: Message, context: Mapping[str, Any]) -> Example:

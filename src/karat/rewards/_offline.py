@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from itertools import islice
@@ -9,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from karat.formats import base as formats
-from karat.formats._files import read_rows, write_rows
-from karat.formats.base import parse_source, select
 from karat.rewards.base import RewardModel
 from karat.types import BadInput, Example, Result, Unscored
 
@@ -31,13 +30,13 @@ def check_output(output: Path) -> None:
 
 def score_rows(model: RewardModel, data: str, start: int = 0) -> Iterator[dict[str, Any]]:
     """Each row of the data from number `start` on, with what its answer scored."""
-    source = parse_source(data)
-    rows = list(select(read_rows(source.path), source))
-    _check_columns(rows[0][1], source.path)
+    rows = formats.rows(data)
+    path = formats.parse_source(data).path
+    _check_columns({column for _, row in rows for column in row}, path)
     rows = rows[start:]
-    read = (_example(row, f"{source.path}:{number}") for number, row in rows)
+    read = (_example(row, f"{path}:{number}") for number, row in rows)
     for (_, row), result in zip(rows, _scored(model, read), strict=True):
-        yield {**row, **_columns(result)}
+        yield {**_writable(row), **_columns(result)}
 
 
 def score_file(model: RewardModel, data: str, output: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -50,14 +49,15 @@ def score_file(model: RewardModel, data: str, output: Path, settings: dict[str, 
     """
     check_output(output)
     parts = output.with_name(output.name + ".parts")
-    _claim(parts, {"data": data, **settings, "content": _fingerprint(parse_source(data).path)})
+    content = _fingerprint(formats.parse_source(data).path)
+    _claim(parts, {"data": data, **settings, "content": content, "scorer": getattr(model, "fingerprint", "")})
     done = sorted(parts.glob("part-*.jsonl"))
     start = sum(_count(part) for part in done)
     rows = score_rows(model, data, start)
     for number in range(len(done), 10**9):
         if not (part := list(islice(rows, PART))):
             break
-        write_rows(part, str(parts / f"part-{number:08d}.jsonl"))
+        formats.write_rows(part, str(parts / f"part-{number:08d}.jsonl"))
     return _put_together(parts, output)
 
 
@@ -77,13 +77,27 @@ def _example(row: dict[str, Any], origin: str) -> Example | Unscored:
     return example
 
 
-def _check_columns(row: dict[str, Any], path: str) -> None:
-    if not ({"prompt", "response"} <= set(row) or "messages" in row):
+def _check_columns(columns: set[str], path: str) -> None:
+    if not ({"prompt", "response"} <= columns or "messages" in columns):
         raise BadInput(
-            f"{path} has the columns {', '.join(row)}, but answers to score need prompt and response, or messages"
+            f"{path} has the columns {', '.join(sorted(columns))}, but answers to score need prompt and response,"
+            " or messages"
         )
-    if taken := [c for c in COLUMNS if c in row]:
+    if taken := [c for c in COLUMNS if c in columns]:
         raise BadInput(f"{path} already has a column {taken[0]!r}, which scoring would overwrite; rename it")
+
+
+def _writable(value: Any) -> Any:
+    """A value as JSON can hold it: no unpaired surrogates, NaN or dates. Answers with surrogates are unscored."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_writable(str(name)): _writable(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_writable(part) for part in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int) else str(value)
 
 
 def _columns(result: Result) -> dict[str, Any]:
@@ -96,10 +110,15 @@ def _columns(result: Result) -> dict[str, Any]:
 def _claim(parts: Path, settings: dict[str, Any]) -> None:
     record = parts / "settings.json"
     text = json.dumps(settings, default=str, sort_keys=True)
-    if record.is_file() and record.read_text(encoding="utf-8") != text:
+    if not record.is_file():
+        if any(parts.glob("*")) and not any(parts.glob("settings.json.new")):
+            raise BadInput(f"{parts} is there and holds something else; choose another --output, or remove it")
+        parts.mkdir(exist_ok=True)
+        fresh = parts / "settings.json.new"
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(record)  # whole or not at all, whenever the process is killed
+    elif record.read_text(encoding="utf-8") != text:
         raise BadInput(f"{parts} holds rows scored with another model, data or options; remove it to start anew")
-    parts.mkdir(exist_ok=True)
-    record.write_text(text, encoding="utf-8")
 
 
 def _fingerprint(path: str) -> str:
@@ -129,6 +148,6 @@ def _put_together(parts: Path, output: Path) -> dict[str, Any]:
     for row in _rows(parts):
         rows += 1
         scored += row["reward"] is not None
-    write_rows(_rows(parts), str(output))
+    formats.write_rows(_rows(parts), str(output))
     shutil.rmtree(parts)
     return {"output": str(output), "rows": rows, "scored": scored}

@@ -52,39 +52,59 @@ class Account:
                     file.write(json.dumps({"set": self.name, "row": origin, "what": word, "why": reason}) + "\n")
 
 
-def read(sources: Iterable[str], name: str, format: str | None, seed: int) -> tuple[list[Any], Account]:
-    """The items of a weighted mixture of files, and the rows that could not be read."""
+def read_both(config: TrainConfig) -> tuple[tuple[list[Any], Account], tuple[list[Any], Account]]:
+    """Training and held-out items, and the rows that could not be read.
+
+    Where no files are named, whole prompts are held out of the training files; weights are for training, so that
+    each held-out row is judged once.
+    """
+    parts, account = _load(config.data, "train", config.format)
+    if not (share := config.held_out_share):
+        rest, rest_account = _load(config.eval_files, "eval", config.format)
+        return (mix(parts, config.seed), account), (mix(rest, config.seed), rest_account)
+    train, held_out = split_by_prompt([item for items, _ in parts for item in items], share, config.seed)
+    kept = {id(item) for item in train}
+    parts = [([item for item in items if id(item) in kept], weight) for items, weight in parts]
+    return (mix(parts, config.seed), account), (held_out, Account("eval"))
+
+
+def _load(sources: Iterable[str], name: str, format: str | None) -> tuple[list[tuple[list[Any], float]], Account]:
     loaded = [formats.load(source, format) for source in sources]
     account = Account(name, dropped=[(p.origin, p.reason) for part in loaded for p in part.problems])
-    return mix([(part.items, part.source.weight) for part in loaded], seed), account
-
-
-def read_both(config: TrainConfig) -> tuple[tuple[list[Any], Account], tuple[list[Any], Account]]:
-    """Training and held-out items. Where no files are named, whole prompts are held out of the training files."""
-    items, account = read(config.data, "train", config.format, config.seed)
-    if share := config.held_out_share:
-        train, rest = split_by_prompt(items, share, config.seed)
-        return (train, account), (rest, Account("eval"))
-    files = [source for source in config.eval if source not in ("0", "0.0")]
-    return (items, account), read(files, "eval", config.format, config.seed)
+    return [(list(part.items), part.source.weight) for part in loaded], account
 
 
 def prepare(items: Sequence[Any], kind: Kind, renderer: Renderer, over_length: str, account: Account) -> list[Row]:
     """Rendered rows; what cannot be learnt from goes to `account`.
 
     Raises:
-        BadInput: the kind does not learn from such items, none remains, or a row is over-long and the policy is error.
+        BadInput: the kind does not learn from such items, or a row is over-long and the policy is error.
     """
     for item in items:
         if not isinstance(item, kind.items):
             raise BadInput(_wrong_items(item, kind))
     rows = [row for item in items if (row := _row(item, kind, renderer, over_length, account))]
     account.used = len(rows)
-    if not rows:
-        raise BadInput(f"no row of the {account.name} data can be used: " + "; ".join(account.lines(2)[1:]).strip())
+    return rows
+
+
+def check(rows: Sequence[Row], kind: Kind, account: Account) -> None:
+    """Whether these rows can be learnt from.
+
+    Raises:
+        BadInput: there are none, none weighs anything, or the kind cannot learn from them as a whole.
+    """
+    require(rows, account)
+    if not any(row.item.weight for row in rows):
+        raise BadInput(f"every row of the {account.name} data has the weight 0; give some a weight above 0")
     if problem := kind.problem([row.item for row in rows]):
         raise BadInput(f"{account.name} data: {problem}")
-    return rows
+
+
+def require(rows: Sequence[Row], account: Account) -> None:
+    """Raise BadInput where no row is left, with the reasons."""
+    if not rows:
+        raise BadInput(f"no row of the {account.name} data can be used: " + "; ".join(account.lines(2)[1:]).strip())
 
 
 def _row(item: Item, kind: Kind, renderer: Renderer, over_length: str, account: Account) -> Row | None:

@@ -2,20 +2,26 @@
 
 import signal
 import sys
+import threading
 import time
 from types import FrameType
 from typing import Any
 
+import torch
+from accelerate.utils import gather
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+LINES = 20  # of losses, where there is no terminal to draw on
 
 
 class Progress(TrainerCallback):
-    """A bar with rate and time left on a terminal, one plain line per log elsewhere, on stderr."""
+    """A bar with rate and time left on a terminal, some twenty plain lines elsewhere, on stderr."""
 
     def __init__(self, rows_per_step: int) -> None:
         self.rows = rows_per_step
         self.bar: Any = None
         self.task: Any = None
+        self.losses: list[float] = []  # since one was shown
         self.start, self.first = time.monotonic(), 0
 
     def on_train_begin(
@@ -40,20 +46,36 @@ class Progress(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
-        """Show the newest figures."""
-        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+        """Show the newest figures; losses as their mean since the last ones shown."""
+        if not state.is_world_process_zero or not logs:
             return
-        shown = {"loss": "loss", "eval_accuracy": "held-out accuracy", "eval_auc": "held-out AUC"}
-        figures = "  ".join(f"{word} {logs[key]:.4f}" for key, word in shown.items() if key in logs)
+        if "loss" in logs:
+            self.losses.append(logs["loss"])
+            if self._due(state):
+                self._show(state, f"loss {sum(self.losses) / len(self.losses):.4f}")
+                self.losses = []
+        elif held_out := {n.removeprefix("eval_"): v for n, v in logs.items() if n.startswith("eval_")}:
+            self._show(state, "  ".join(f"held-out {name} {value:.4f}" for name, value in held_out.items()))
+
+    def _due(self, state: TrainerState) -> bool:
+        if self.bar is not None or state.global_step in (1, state.max_steps):
+            return True
+        return state.global_step % max(1, state.max_steps // LINES) == 0
+
+    def _show(self, state: TrainerState, figures: str) -> None:
         if self.bar is not None:
             self.bar.update(self.task, description=f"{figures}  {self._rate(state):.1f} rows/s")
-        elif figures:
+        else:
             print(f"step {state.global_step}/{state.max_steps}  {figures}  {self._pace(state)}", file=sys.stderr)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Close the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the bar, which an error may have left open."""
         if self.bar is not None:
             self.bar.stop()
 
@@ -72,25 +94,31 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self) -> None:
         self.asked = False
+        self._speaks = True
         self._before: dict[int, Any] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Catch the signals."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._ask)
+        """Catch the signals, where Python lets us: in the main thread."""
+        self._speaks = state.is_world_process_zero
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        print("stopping after this step with a checkpoint; press Ctrl-C again to stop at once", file=sys.stderr)
+        if self._speaks:
+            print("stopping after this step with a checkpoint; press Ctrl-C again to stop at once", file=sys.stderr)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Stop if asked to."""
+        """Stop if asked to: all processes at the same step, whichever of them was asked."""
+        if args.world_size > 1:
+            self.asked = bool(gather(torch.tensor([self.asked], device=args.device)).any())
         if self.asked and state.global_step < state.max_steps:
-            control.should_save = control.should_training_stop = True
+            control.should_log = control.should_save = control.should_training_stop = True
 
     def release(self) -> None:
         """Give the signals back."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from karat.spec import nearest, one_line
 from karat.types import BadInput
@@ -34,6 +34,12 @@ class TrainConfig(BaseModel):
     lora: dict[str, Any] = {}  # arguments of peft's LoraConfig
     trainer: dict[str, Any] = {}
 
+    @field_validator("data", "eval", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        """One file, or one share, need not be a list."""
+        return (str(value),) if isinstance(value, str | int | float) else value
+
     @classmethod
     def make(cls, **fields: Any) -> Self:
         """A config from plain values.
@@ -52,13 +58,19 @@ class TrainConfig(BaseModel):
     @property
     def held_out_share(self) -> float:
         """The share of prompts to hold out, 0 where `eval` names files."""
-        try:
-            (share,) = map(float, self.eval)
-        except ValueError:
+        if self.eval_files:
             return 0.0
+        share = float(self.eval[0]) if self.eval else 0.0
         if not 0 <= share < 1:
             raise BadInput(f"eval has to be files or a share from 0 to under 1, not {share:g}")
         return share
+
+    @property
+    def eval_files(self) -> tuple[str, ...]:
+        """The held-out files, none where `eval` is a share."""
+        if len(self.eval) == 1 and _is_number(self.eval[0]):
+            return ()
+        return self.eval
 
     @property
     def rate(self) -> float:
@@ -69,6 +81,14 @@ class TrainConfig(BaseModel):
     def passes(self) -> float:
         """Epochs."""
         return self.epochs or DEFAULTS[self.method][1]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -3,52 +3,115 @@
 It knows neither files nor reports; `run.py` does.
 """
 
-from collections.abc import Callable, Iterator
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 
 from karat.rewards.base import Kind
 from karat.training._data import Row
+from karat.types import BadInput, CheckpointError
 
 Judge = Callable[[], dict[str, float]]
 
 
+def labels(kind: Kind, rows: Sequence[Row]) -> dict[str, Any]:
+    """What B rows say of the rewards of their sequences, which lie one after the other.
+
+    `slots_BK` are indices of rewards, -1 where a row has no candidate; `weight_B` and the kind's `targets`.
+    """
+    width = max(len(row.sequences) for row in rows)
+    slots_BK = torch.full((len(rows), width), -1)
+    at = 0
+    for number, row in enumerate(rows):
+        slots_BK[number, : len(row.sequences)] = torch.arange(at, at + len(row.sequences))
+        at += len(row.sequences)
+    return {
+        "slots_BK": slots_BK,
+        "targets": kind.targets([row.item for row in rows]),
+        "weight_B": torch.tensor([row.item.weight for row in rows], dtype=torch.float32),
+    }
+
+
+def losses_of(kind: Kind, rewards_R: Tensor, said: dict[str, Any]) -> Tensor:
+    """Loss of each row [B] from the rewards of all their sequences and what `labels` says of them."""
+    slots_BK = said["slots_BK"]
+    return kind.loss(rewards_R[slots_BK.clamp(min=0)], slots_BK >= 0, said["targets"])
+
+
+def mean_loss(kind: Kind, rows: Sequence[Row], rewards: Sequence[float]) -> float:
+    """The weighted mean loss of rows whose sequences have these rewards; 0 where no row weighs anything."""
+    said = labels(kind, rows)
+    loss_B = losses_of(kind, torch.tensor(rewards, dtype=torch.float32), said)
+    return float((said["weight_B"] * loss_B).sum() / _above_zero(said["weight_B"].sum()))
+
+
+def _above_zero(total: Tensor) -> Tensor:
+    return total.clamp(min=torch.finfo(torch.float32).tiny)
+
+
 class Collator:
-    """Rows → one batch: the forward's tensors, where each row's rewards stand among the reads, targets and weights."""
+    """Rows → one batch: the forward's tensors, and what `labels` says."""
 
     def __init__(self, kind: Kind, forward: Any) -> None:
         self.kind = kind
         self.forward = forward
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
-        """B rows of up to K sequences each; `slots_BK` are indices of reads, -1 where a row has no candidate."""
-        sequences = [s for row in rows for s in row.sequences]
-        width = max(len(row.sequences) for row in rows)
-        slots_BK = torch.full((len(rows), width), -1)
-        at = 0
-        for number, row in enumerate(rows):
-            slots_BK[number, : len(row.sequences)] = torch.arange(at, at + len(row.sequences))
-            at += len(row.sequences)
-        return {
-            "batch": self.forward.collate(sequences),
-            "slots_BK": slots_BK,
-            "targets": self.kind.targets([row.item for row in rows]),
-            "weight_B": torch.tensor([row.item.weight for row in rows]),
-        }
+        """B rows of up to K sequences each."""
+        return {"batch": self.forward.collate([s for row in rows for s in row.sequences]), **labels(self.kind, rows)}
+
+
+class Order(Sampler[int]):
+    """An order of rows for each epoch, by seed and epoch alone.
+
+    At the end it says `rows`, one behind the last row, until a multiple of `multiple` is reached: the row that
+    weighs nothing, so that every process has equally many and none sees a row twice.
+    """
+
+    def __init__(self, rows: int, multiple: int, seed: int) -> None:
+        self.rows, self.seed, self.epoch = rows, seed, 0
+        self.blanks = -rows % multiple
+
+    def __len__(self) -> int:
+        return self.rows + self.blanks
+
+    def __iter__(self) -> Iterator[int]:
+        chance = torch.Generator().manual_seed(self.seed + self.epoch)
+        yield from torch.randperm(self.rows, generator=chance).tolist()
+        yield from [self.rows] * self.blanks
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch is drawn next."""
+        self.epoch = epoch
 
 
 class RewardTrainer(Trainer):
     """Trainer whose loss is the weighted mean over all rows of an optimiser step, however it is split up."""
 
-    def __init__(self, kind: Kind, judge: Judge | None, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, kind: Kind, rows: list[Row], judge: Judge | None, **options: Any) -> None:
+        blank = replace(rows[0], item=replace(rows[0].item, weight=0.0))
+        # Trainer wants an evaluation set; `judge` has the real one.
+        super().__init__(train_dataset=[*rows, blank], eval_dataset=rows[:1], **options)
         self.kind = kind
         self.judge = judge
         # Tells Trainer that the loss is already divided by what get_batch_samples counts.
         self.model_accepts_loss_kwargs = True
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Order:
+        args = self.args
+        multiple = args.train_batch_size * args.world_size if args.world_size > 1 else 1
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return Order(len(self.train_dataset) - 1, multiple, seed)  # type: ignore[arg-type]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -66,39 +129,77 @@ class RewardTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """The batch's share of the step's loss, in nats."""
-        numbers_Rk = model(**inputs["batch"])
-        slots_BK = inputs["slots_BK"]
-        rewards_BK = numbers_Rk[:, 0][slots_BK.clamp(min=0)]
-        loss_B = self.kind.loss(rewards_BK, slots_BK >= 0, inputs["targets"])
+        loss_B = losses_of(self.kind, model(**inputs["batch"])[:, 0], inputs)
         weight_B = inputs["weight_B"]
-        total = weight_B.sum() if num_items_in_batch is None else num_items_in_batch
+        total = weight_B.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
         # Gradients are averaged over processes, and the total counts the rows of all of them.
-        share: Tensor = (weight_B * loss_B).sum() / total * self.accelerator.num_processes
+        share: Tensor = (weight_B * loss_B).sum() / _above_zero(total) * self.accelerator.num_processes
         return share
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Figures of the whole held-out set, by row and not by batch; the first process judges."""
-        metrics: dict[str, float] = {}
-        if self.judge is not None and self.is_world_process_zero():
-            metrics = {f"eval_{name}": value for name, value in self.judge().items()}
-            self.log(metrics)
-        self.accelerator.wait_for_everyone()
+        """Figures of the whole held-out set, by row and not by batch; the first process judges for all."""
+        if self.judge is None:
+            return {}
+        found = [
+            {f"eval_{name}": value for name, value in self.judge().items()} if self.args.process_index == 0 else {}
+        ]
+        metrics: dict[str, float] = broadcast_object_list(found)[0]
+        self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Keep and report figures; a loss that is no number ends training.
+
+        Raises:
+            BadInput: it has diverged.
+        """
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise BadInput(self.diverged(f"the loss is {logs['loss']}"))
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.check_weights()
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            shutil.rmtree(Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}"), ignore_errors=True)
+            problem = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+            raise CheckpointError(
+                f"the checkpoint of step {self.state.global_step} could not be written ({problem});"
+                " free space, and give the same command again to go on from the one before"
+            ) from None
+
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return int(self.set_initial_training_values(self.args, self.get_train_dataloader())[-1])
+
+    def check_weights(self) -> None:
+        """Raise BadInput where a trained weight is no number."""
+        for name, tensor in self.model.named_parameters():  # type: ignore[union-attr]
+            if tensor.requires_grad and not bool(torch.isfinite(tensor).all()):
+                raise BadInput(self.diverged(f"{name.rpartition('.')[0]} has weights that are no numbers"))
+
+    def diverged(self, what: str) -> str:
+        """The sentence about it, with the mend."""
+        return (
+            f"training diverged: {what} at step {self.state.global_step}; use a learning_rate below"
+            f" {self.args.learning_rate:g} and another output, or remove {self.args.output_dir}"
+        )
 
 
 def arguments(folder: str, **settings: Any) -> TrainingArguments:
     """Trainer's arguments: karat's defaults under what the user gave.
 
     Raises:
-        TypeError: a setting that transformers does not know.
+        TypeError, ValueError: a setting that transformers does not know or take.
     """
     defaults: dict[str, Any] = {
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.05,  # a share of the steps
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
-        "logging_first_step": True,
+        "logging_steps": 1,  # so that a run that was stopped has the curve of one that was not
         "logging_nan_inf_filter": False,
         "report_to": "none",
         "save_total_limit": 1,
@@ -108,4 +209,7 @@ def arguments(folder: str, **settings: Any) -> TrainingArguments:
         "ddp_find_unused_parameters": False,
         "use_cpu": not torch.cuda.is_available(),
     }
-    return TrainingArguments(output_dir=folder, **{**defaults, **settings})
+    made = TrainingArguments(output_dir=folder, **{**defaults, **settings})
+    if made.n_gpu > 1:
+        made._n_gpu = 1  # several GPUs are for `accelerate launch`: torch's DataParallel would tear batches apart
+    return made

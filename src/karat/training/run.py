@@ -4,8 +4,10 @@ Work happens in `OUTPUT.partial`; `OUTPUT` appears whole when everything is done
 """
 
 import json
+import math
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,25 +15,41 @@ from typing import Any
 
 import yaml
 from accelerate import PartialState
+from safetensors.torch import load_model
 from torch import nn
-from transformers import PrinterCallback, set_seed
+from transformers import PrinterCallback, TrainingArguments, set_seed
 
-from karat.engine.padded import PaddedEngine, PaddedForward
 from karat.evaluation import _report
 from karat.evaluation import base as evaluation
 from karat.models import checkpoint, scratch
+from karat.models.backbone import first_line, quiet
 from karat.models.checkpoint import Parts
 from karat.models.render import Renderer
 from karat.rewards._local import LocalModel, RewardModule, golden_values
 from karat.rewards.base import Kind, kind
-from karat.spec import RewardSpec
-from karat.training import _data
+from karat.spec import RewardSpec, nearest
+from karat.training import _data, _work
 from karat.training._data import Account, Row
 from karat.training._forward import StoredForward
 from karat.training._progress import Progress, StopOnSignal
 from karat.training.config import TrainConfig
-from karat.training.loop import Collator, RewardTrainer, arguments
-from karat.types import BadInput, Item, KaratError, Result
+from karat.training.loop import Collator, RewardTrainer, arguments, mean_loss
+from karat.types import BadInput, Item, KaratError, Pair, Ranking, Result, Reward
+
+# Trainer's settings that karat has under another name, or needs as they are.
+_RESERVED = {
+    "output_dir": "output",
+    "seed": "seed",
+    "num_train_epochs": "epochs",
+    "learning_rate": "learning_rate",
+    "per_device_train_batch_size": "batch_size",
+    "label_smoothing_factor": "options: label_smoothing",
+    "train_sampling_strategy": "",
+    "remove_unused_columns": "",
+    "auto_find_batch_size": "",
+    "resume_from_checkpoint": "",
+}
+_PATIENCE = 3.0  # seconds
 
 
 class Interrupted(KaratError):
@@ -45,83 +63,95 @@ class Trained:
     folder: Path
     result: evaluation.Result | None
     accounts: tuple[Account, Account]
+    history: Sequence[dict[str, float]] = ()  # Trainer's log
+    first: bool = True  # this is the process that speaks and writes
 
 
 def run(config: TrainConfig) -> Trained:
     """Train, evaluate and save; the same call goes on with a run that was stopped.
 
     Raises:
-        BadInput: settings or data that cannot be used.
+        BadInput: settings or data that cannot be used, or a loss that became no number.
         Interrupted: stopped by a signal, with a checkpoint to go on from.
         CheckpointError: the result could not be written.
     """
     state = PartialState()
+    try:
+        return _run(config, state)
+    except KaratError:
+        if not state.is_main_process:
+            time.sleep(_PATIENCE)  # the first process says the same, and its end ends this one
+        raise
+
+
+def _run(config: TrainConfig, state: PartialState) -> Trained:
+    settings = _trainer_settings(config)
     with state.main_process_first():
-        work = _open_work(config, state.is_main_process)
+        work = _work.open_work(config)
     set_seed(config.seed)
     made = kind(config.kind, config.options)
     (train, train_account), (rest, rest_account) = _data.read_both(config)
     with state.main_process_first():
         model = _starting_model(config, work, train, made)
-    parts, policy = _start(config, model)
+    parts, policy = _start(config, model, state)
     renderer = Renderer(parts.tokenizer, parts.spec, parts.positions)
     rows = _data.prepare(train, made, renderer, policy, train_account)
-    held_out = _data.prepare(rest, made, renderer, policy, rest_account) if rest else []
+    held_out = _data.prepare(rest, made, renderer, policy, rest_account)
+    accounts = (train_account, rest_account)
     if state.is_main_process:
-        print("\n".join([*train_account.lines(), *rest_account.lines()]), file=sys.stderr)
-    history = _fit(config, made, parts, rows, held_out, work)
-    trained = None
+        print("\n".join(line for account in accounts for line in account.lines()), file=sys.stderr)
+    _data.check(rows, made, train_account)
+    if config.eval_files:
+        _data.require(held_out, rest_account)
+    with state.main_process_first():
+        _work.check_rows(work, rows)
+    fitted = _Run(config, made, parts, rows, held_out, work)
+    with quiet():
+        history = fitted.fit(settings)
+    trained = Trained(config.output, None, accounts, history, first=False)
     if state.is_main_process:
-        trained = _finish(config, parts, rows, held_out, (train_account, rest_account), history, work)
+        trained = _finish(fitted, accounts, history)
     state.wait_for_everyone()
-    return trained or Trained(config.output, None, (train_account, rest_account))
+    return trained
 
 
 # Before training
 
 
-def _open_work(config: TrainConfig, main: bool) -> Path:
-    if config.output.exists():
-        raise BadInput(f"{config.output} is already there; choose another --output, or remove it")
-    work = config.output.with_name(config.output.name + ".partial")
-    settings = config.model_dump(mode="json")
-    record = work / "run.yaml"
-    if record.is_file():
-        before = yaml.safe_load(record.read_text(encoding="utf-8"))
-        if changed := [name for name in settings if before.get(name) != settings[name]]:
-            raise BadInput(
-                f"{work} holds an unfinished run with another {', '.join(changed)}; give the same settings to go on"
-                f" with it, or remove {work}"
-            )
-    elif main:
-        try:
-            work.mkdir(parents=True, exist_ok=True)
-            record.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        except OSError as error:
-            raise BadInput(f"{work} cannot be written to ({error.strerror}); choose another --output") from None
-    return work
+def _trainer_settings(config: TrainConfig) -> dict[str, Any]:
+    """What is asked of transformers' Trainer, checked by name."""
+    known = set(TrainingArguments.__dataclass_fields__) - set(_RESERVED)
+    for name in config.trainer:
+        if name in _RESERVED:
+            mend = f"use karat's own {_RESERVED[name]}" if _RESERVED[name] else "leave it out"
+            raise BadInput(f"the trainer setting {name} is karat's to choose; {mend}")
+        if name not in known:
+            raise BadInput(f"unknown trainer setting {name!r}{nearest(name, known)}")
+    return {**_batches(config), **config.trainer}
+
+
+def _batches(config: TrainConfig) -> dict[str, Any]:
+    accumulate = int(config.trainer.get("gradient_accumulation_steps", 1))
+    processes = PartialState().num_processes
+    if config.batch_size % (shares := accumulate * processes):
+        raise BadInput(
+            f"batch_size={config.batch_size} cannot be split into {shares} equal parts"
+            f" ({accumulate} accumulated, {processes} processes); change one of them"
+        )
+    return {"per_device_train_batch_size": config.batch_size // shares}
 
 
 def _starting_model(config: TrainConfig, work: Path, items: Sequence[Any], made: Kind) -> str:
     if config.model.partition(":")[0] != scratch.WORD:
         return config.model
-    folder = work / "scratch"
-    if not (folder / "tokenizer_config.json").is_file():
-        examples = [e for item in items if isinstance(item, made.items) for e in made.examples(item)]
-        texts = [t for e in examples for t in (*(m.content for m in e.prompt), e.response)]
-        scratch.build(folder, config.model, (t for t in texts if t.isascii() or _encodes(t)), config.seed)
-    return str(folder)
+    if config.method != "full":
+        raise BadInput(f"a new model has nothing that method={config.method} could keep; use method=full")
+    examples = [e for item in items if isinstance(item, made.items) for e in made.examples(item)]
+    texts = (t for e in examples for t in (*(m.content for m in e.prompt), e.response))
+    return str(_work.scratch_model(work, config.model, texts, config.seed))
 
 
-def _encodes(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _start(config: TrainConfig, model: str) -> tuple[Parts, str]:
+def _start(config: TrainConfig, model: str, state: PartialState) -> tuple[Parts, str]:
     """The model to train, and what is done with over-long rows."""
     options = dict(config.spec)
     policy = str(options.pop("over_length", "drop"))
@@ -129,135 +159,158 @@ def _start(config: TrainConfig, model: str) -> tuple[Parts, str]:
         raise BadInput(f"over_length has to be error, drop or cut_prompt, not {policy!r}")
     options["over_length"] = "cut_prompt" if policy == "cut_prompt" else "error"
     spec = RewardSpec(kind=config.kind, options=config.options).with_options(**options)
-    parts = checkpoint.start(model, spec)
-    for module in parts.backbone.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0  # dropout would make a pair's two rewards differ for no reason
-    if config.method == "frozen":
-        parts.backbone.requires_grad_(False)
+    parts = checkpoint.start(model, spec, device=str(state.device) if state.device.type == "cuda" else "cpu")
+    _without_dropout(parts.backbone)
+    if config.method == "lora":
+        checkpoint.add_lora(parts, config.lora)  # the base model's embedding and pad token stay what they are
     else:
         checkpoint.add_pad_token(parts)
-    if config.method == "lora":
-        checkpoint.add_lora(parts, config.lora)
+    if config.method == "frozen":
+        parts.backbone.requires_grad_(False)
     return parts, policy
+
+
+def _without_dropout(backbone: nn.Module) -> None:
+    """Dropout would make a pair's two rewards differ for no reason. Modules keep its rate in many ways."""
+    for module in backbone.modules():
+        names = ["p"] if isinstance(module, nn.Dropout) else [n for n in vars(module) if "drop" in n]
+        for name in names:
+            if isinstance(getattr(module, name), float):
+                setattr(module, name, 0.0)
 
 
 # Training
 
 
-def _fit(
-    config: TrainConfig, made: Kind, parts: Parts, rows: list[Row], held_out: list[Row], work: Path
-) -> list[dict[str, float]]:
-    """Train the parts in place; Trainer's log."""
-    stop = StopOnSignal()
-    trainer = _trainer(config, made, parts, rows, held_out, work)
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(stop)
-    trainer.add_callback(Progress(config.batch_size))
-    try:
-        trainer.train(resume_from_checkpoint=_last_checkpoint(work))
-    finally:
-        stop.release()
-    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
-        raise Interrupted(
-            f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps};"
-            " give the same command again to go on"
-        )
-    return list(trainer.state.log_history)
+class _Run:
+    """What is trained, on what, and where."""
+
+    def __init__(
+        self, config: TrainConfig, made: Kind, parts: Parts, rows: list[Row], held_out: list[Row], work: Path
+    ) -> None:
+        self.config, self.kind, self.parts = config, made, parts
+        self.rows, self.held_out, self.work = rows, held_out, work
+        local = LocalModel(parts)
+        self.forward: Any = local.engine.forward  # type: ignore[attr-defined]
+        if config.method == "frozen":
+            sequences = [s for row in (*rows, *held_out) for s in row.sequences]
+            if PartialState().is_main_process:
+                print(f"computing the features of {len(sequences)} answers, once", file=sys.stderr)
+            self.forward = StoredForward(local.engine, sequences)
+            local = LocalModel(parts, self.forward)
+        self.local = local
+
+    def fit(self, settings: dict[str, Any]) -> list[dict[str, float]]:
+        """Train the parts in place; Trainer's log."""
+        trainer, stop, progress = self._trainer(settings), StopOnSignal(), Progress(self.config.batch_size)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(stop)
+        trainer.add_callback(progress)
+        found = _work.last_checkpoint(self.work)
+        if found is not None and found[1] >= trainer.steps():
+            load_model(trainer.model, found[0] / "model.safetensors")  # type: ignore[arg-type]
+            return _work.read_log(found[0])
+        try:
+            trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+        finally:
+            stop.release()
+            progress.close()
+        if stop.asked and trainer.state.global_step < trainer.state.max_steps:
+            raise Interrupted(
+                f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps};"
+                " give the same command again to go on"
+            )
+        trainer.check_weights()
+        if not all(map(math.isfinite, self.local.values([s for row in self.rows[:8] for s in row.sequences]))):
+            raise BadInput(trainer.diverged("the rewards are no numbers"))
+        return list(trainer.state.log_history)
+
+    def _trainer(self, settings: dict[str, Any]) -> RewardTrainer:
+        try:
+            return RewardTrainer(
+                self.kind,
+                self.rows,
+                self._judge if self.held_out else None,
+                model=RewardModule(self.forward, self.parts.head),
+                args=arguments(str(self.work), **{**self._schedule(settings), **settings}),
+                data_collator=Collator(self.kind, self.forward),
+            )
+        except (TypeError, ValueError, RuntimeError, ImportError) as error:
+            raise BadInput(f"transformers refuses the trainer settings: {first_line(error)}") from None
+
+    def _schedule(self, settings: dict[str, Any]) -> dict[str, Any]:
+        config = self.config
+        steps = int(settings.get("max_steps", -1))
+        if steps < 1:
+            steps = math.ceil(config.passes * math.ceil(len(self.rows) / config.batch_size))
+        return {
+            "num_train_epochs": config.passes,
+            "learning_rate": config.rate,
+            "seed": config.seed,
+            "eval_strategy": "steps",
+            "save_strategy": "steps",
+            "eval_steps": -(-steps // 4),
+            "save_steps": min(-(-steps // 4), 500),
+        }
+
+    def _judge(self) -> dict[str, float]:
+        """Figures of the held-out rows."""
+        rewards = self.local.values([s for row in self.held_out for s in row.sequences])
+        figures = {"loss": mean_loss(self.kind, self.held_out, rewards)}
+        result, _ = self.evaluate(lambda _: [Reward(value) for value in rewards])
+        if result is not None:
+            figures |= {f.name: f.value for f in result.figures if f.name in (result.accuracy, result.headline)}
+        return figures
+
+    def evaluate(
+        self, scorer: evaluation.Scorer, training: Sequence[Item] = ()
+    ) -> tuple[evaluation.Result | None, str]:
+        """What the held-out rows show, or None and why they show nothing."""
+        items = _of_one_class([row.item for row in self.held_out])
+        if not items:
+            return None, "no rows are held out"
+        if self.config.options.get("objective") == "mse":
+            return None, "ratings are judged by the held-out loss alone"
+        try:
+            return evaluation.evaluate(scorer, items, training, self.config.seed), ""
+        except BadInput as error:
+            return None, str(error)
+
+    def score(self, examples: Sequence[Any]) -> list[Result]:
+        """The scorer of an evaluation, from text on."""
+        return list(self.local.score_many(examples))
 
 
-def _last_checkpoint(work: Path) -> str | None:
-    """The newest whole one: Trainer writes its state last."""
-    whole = [p.parent for p in work.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda p: int(p.name.rpartition("-")[2]))) if whole else None
+def _of_one_class(items: list[Item]) -> list[Item]:
+    """Items that one evaluation takes: pairs beside rankings become rankings of two."""
+    if not any(isinstance(item, Ranking) for item in items):
+        return items
+    return [_as_ranking(item) if isinstance(item, Pair) else item for item in items]
 
 
-def _trainer(
-    config: TrainConfig, made: Kind, parts: Parts, rows: list[Row], held_out: list[Row], work: Path
-) -> RewardTrainer:
-    scoring = PaddedEngine(PaddedForward(parts.backbone))
-    frozen = config.method == "frozen"
-    forward: Any = scoring.forward
-    if frozen:
-        forward = StoredForward(scoring, [s for row in rows for s in row.sequences])
-    try:
-        args = arguments(str(work), **_schedule(config, len(rows)), **config.trainer)
-    except (TypeError, ValueError) as error:
-        raise BadInput(f"transformers refuses the trainer settings: {error}") from None
-    local = LocalModel(parts, scoring)
-    items = [row.item for row in held_out]
-
-    def judge() -> dict[str, float]:
-        found = evaluation.evaluate(lambda examples: list(local.score_many(examples)), items)
-        return {f.name: f.value for f in found.figures if f.name in (found.accuracy, found.headline)}
-
-    return RewardTrainer(
-        made,
-        judge if items and not frozen else None,
-        model=RewardModule(forward, parts.head),
-        args=args,
-        train_dataset=rows,
-        eval_dataset=rows[:1],  # Trainer wants one; `judge` has the real ones
-        data_collator=Collator(made, forward),
-    )
-
-
-def _schedule(config: TrainConfig, rows: int) -> dict[str, Any]:
-    own = config.trainer
-    accumulate = int(own.get("gradient_accumulation_steps", 1))
-    shares = accumulate * PartialState().num_processes
-    if config.batch_size % shares:
-        raise BadInput(
-            f"batch_size={config.batch_size} cannot be split into {shares} equal parts"
-            f" ({accumulate} accumulated, {PartialState().num_processes} processes); change one of them"
-        )
-    steps = max(1, int(config.passes * -(-rows // config.batch_size)))
-    steps = int(own["max_steps"]) if int(own.get("max_steps", -1)) > 0 else steps
-    timed = {"logging_steps": max(1, steps // 50), "eval_steps": max(1, steps // 4), "save_steps": max(1, steps // 4)}
-    return {
-        "per_device_train_batch_size": config.batch_size // shares,
-        "num_train_epochs": config.passes,
-        "learning_rate": config.rate,
-        "seed": config.seed,
-        "eval_strategy": "steps",
-        "save_strategy": "steps",
-        **{name: value for name, value in timed.items() if name not in own},
-    }
+def _as_ranking(pair: Pair) -> Ranking:
+    lead = pair.preference - 0.5
+    ranks = (1, 2) if lead > 0 else (2, 1) if lead < 0 else (1, 1)
+    return Ranking((pair.chosen, pair.rejected), ranks, pair.weight, pair.origin)
 
 
 # After training
 
 
-def _finish(
-    config: TrainConfig,
-    parts: Parts,
-    rows: list[Row],
-    held_out: list[Row],
-    accounts: tuple[Account, Account],
-    history: list[dict[str, float]],
-    work: Path,
-) -> Trained:
-    parts.backbone.eval()
-    local = LocalModel(parts)
-    items: list[Item] = [row.item for row in held_out]
-    result = None
-    if items:
-        result = evaluation.evaluate(
-            lambda examples: _scored(local, examples), items, [row.item for row in rows], config.seed
-        )
+def _finish(done: _Run, accounts: tuple[Account, Account], history: list[dict[str, float]]) -> Trained:
+    done.parts.backbone.eval()
+    result, problem = done.evaluate(done.score, [row.item for row in done.rows])
+    if result is None:
+        print(f"not evaluated: {problem}", file=sys.stderr)
 
     def also(folder: Path) -> None:
-        _write_records(config, accounts, history, result, folder)
-        if (work / "runs").is_dir():
-            shutil.copytree(work / "runs", folder / "runs")
+        _write_records(done.config, accounts, history, result, folder)
+        if (done.work / "runs").is_dir():
+            shutil.copytree(done.work / "runs", folder / "runs")
 
-    checkpoint.save(parts, config.output, golden_values, also)
-    shutil.rmtree(work, ignore_errors=True)
-    return Trained(config.output, result, accounts)
-
-
-def _scored(local: LocalModel, examples: Sequence[Any]) -> list[Result]:
-    return list(local.score_many(examples))
+    checkpoint.save(done.parts, done.config.output, golden_values, also)
+    shutil.rmtree(done.work, ignore_errors=True)
+    return Trained(done.config.output, result, accounts, history)
 
 
 def _write_records(
@@ -271,31 +324,41 @@ def _write_records(
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history), encoding="utf-8")
     for account in accounts:
         account.write(folder / "rows.jsonl")
-    if result is None:
-        return
-    summary = evaluation.summary(result)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    _report.write(report(config, accounts, history, result), folder / "report.html")
+    if result is not None:
+        summary = json.dumps(evaluation.summary(result), indent=2)
+        (folder / "summary.json").write_text(summary + "\n", encoding="utf-8")
+    _report.write(report(config, accounts, history, [result] if result else []), folder / "report.html")
 
 
 def report(
-    config: TrainConfig, accounts: Sequence[Account], history: list[dict[str, float]], result: evaluation.Result
+    config: TrainConfig,
+    accounts: Sequence[Account],
+    history: Sequence[dict[str, float]],
+    results: Sequence[evaluation.Result],
 ) -> _report.Report:
     """The page about a run."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for line in history:
         for name, value in line.items():
             if name.startswith("eval_"):
-                curves.setdefault(name.removeprefix("eval_"), []).append((int(line["step"]), value))
-    losses = [(int(line["step"]), line["loss"]) for line in history if "loss" in line]
+                curve = "held-out loss" if name == "eval_loss" else name.removeprefix("eval_")
+                curves.setdefault(curve, []).append((int(line["step"]), value))
+    losses = _thinned([(int(line["step"]), line["loss"]) for line in history if "loss" in line])
     return _report.Report(
         title=f"{config.kind}: {config.output.name}",
-        results=[result],
+        results=results,
         losses=losses,
         evaluations=curves,
         data=[_note(account) for account in accounts],
         settings={k: v for k, v in config.model_dump(mode="json").items() if v not in (None, {}, [], ())},
     )
+
+
+def _thinned(points: list[tuple[int, float]], most: int = 400) -> list[tuple[int, float]]:
+    """A curve by means of neighbours, where it has more points than a page can show."""
+    width = -(-len(points) // most)
+    parts = [points[i : i + width] for i in range(0, len(points), width or 1)]
+    return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
 
 
 def _note(account: Account) -> _report.DataNote:

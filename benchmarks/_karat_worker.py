@@ -1,0 +1,34 @@
+"""One training by karat in a process of its own, as TRL's is: `_karat_worker.py JOB.json RESULT.json`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+
+import karat
+from karat.training.config import TrainConfig
+from karat.training.run import run
+
+
+def train(job: dict[str, Any]) -> dict[str, Any]:
+    """Train with `karat.training.run.run`, and tell what was logged and how many rows were used."""
+    config = TrainConfig.make(**job)
+    trained = run(config)
+    lines = (config.output / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return {"history": [json.loads(line) for line in lines], "rows_used": trained.accounts[0].used}
+
+
+def main() -> None:
+    """Read the job, do it, write the result."""
+    result = train(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["train"])
+    modules = (karat, transformers, torch, datasets)
+    told = {"threads": torch.get_num_threads(), "versions": {m.__name__: m.__version__ for m in modules}}
+    Path(sys.argv[2]).write_text(json.dumps({**result, **told}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""A Hugging Face model taken apart into backbone and head, and what its folder has to hold for that.
+
+It knows how classification classes and PEFT store a head; it knows nothing of specs' fingerprints or of saving.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerBase
+
+from karat.models import backbone as backbones
+from karat.models.heads import Head, Layout, check_output, layouts_for
+from karat.models.render import render_part
+from karat.spec import RewardSpec
+from karat.types import CheckpointError, Refused
+
+HEAD_FILE = "reward_head.safetensors"
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+@dataclass
+class Parts:
+    """A model taken apart. `model` is what is saved; `backbone` and `head` are what is run and trained."""
+
+    model: Any  # PreTrainedModel, or the PeftModel around it
+    backbone: nn.Module
+    head: Head
+    layout: Layout | None  # where `model` keeps the head, or None where it cannot
+    tokenizer: PreTrainedTokenizerBase
+    spec: RewardSpec
+    pooler: nn.Module | None = None  # taken off the backbone: the head does its work
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens the backbone takes."""
+        limit = backbones.positions(self.model.config)
+        return None if limit is None else limit - backbones.position_offset(self.backbone)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone lies."""
+        return next(self.backbone.parameters()).device
+
+
+def apart(
+    model: Any, base: Any, head: Head, layout: Layout | None, tokenizer: PreTrainedTokenizerBase, spec: RewardSpec
+) -> Parts:
+    """The parts of a model, with the spec's template written out and the backbone's pooler taken off."""
+    if not spec.render.template:
+        spec = spec.model_copy(update={"render": render_part(tokenizer, spec.render)})
+    check_output(spec)
+    parts = Parts(model, base, head.to(base.device), layout, tokenizer, spec, getattr(base, "pooler", None))
+    if parts.pooler is not None:
+        base.pooler = None
+    return parts
+
+
+def bare(folder: Path, device: str, dtype: str) -> Any:
+    """The architecture's model without a head.
+
+    Raises:
+        CheckpointError: weights of it are missing or of another shape.
+    """
+    model, report = backbones.from_pretrained(AutoModel, folder, **_placed(folder, device, dtype))
+    _check_whole(folder, _lost(report))
+    return model
+
+
+def classifier(folder: Path, device: str, dtype: str) -> tuple[Any, set[str]]:
+    """The architecture's one-output classification model, and which tensors of its head the folder lacks.
+
+    Raises:
+        CheckpointError: weights of its backbone are missing or of another shape.
+    """
+    model, report = backbones.from_pretrained(
+        AutoModelForSequenceClassification, folder, num_labels=1, **_placed(folder, device, dtype)
+    )
+    lost = _lost(report)
+    _check_whole(folder, {k for k in lost if k.startswith(model.base_model_prefix + ".")})
+    return model, lost
+
+
+def _placed(folder: Path, device: str, dtype: str) -> dict[str, Any]:
+    where = backbones.choose_device(device)
+    return {"dtype": backbones.choose_dtype(dtype, where, backbones.load_config(folder)), "device_map": {"": where}}
+
+
+def _lost(report: dict[str, Any]) -> set[str]:
+    """The tensors that a model did not get: missing, or of another shape."""
+    return {*report["missing_keys"], *(k if isinstance(k, str) else k[0] for k in report["mismatched_keys"])}
+
+
+def _check_whole(folder: Path, lost: set[str]) -> None:
+    if names := sorted(k for k in lost if "pooler" not in k):
+        raise CheckpointError(
+            f"{folder} lacks weights of its backbone, such as {names[0]}, or has them in another shape;"
+            " download or save it again"
+        )
+
+
+def probe(model: Any, base: Any) -> Layout | None:
+    """How a classification class computes its head, found by comparing with its own forward on a few tokens.
+
+    Raises:
+        Refused: its forward takes more than token ids.
+        CheckpointError: its weights give no numbers.
+    """
+    names = frozenset(model.state_dict())
+    pad = model.config.get_text_config().pad_token_id
+    ids = torch.tensor([[i for i in range(3, 12) if i != pad][:6]], device=base.device)
+    model.eval()
+    try:
+        with torch.no_grad():
+            wanted = model(input_ids=ids).logits.float()
+            states = base(input_ids=ids).last_hidden_state.float()
+    except Exception as error:  # encoder-decoders and others with inputs of their own
+        raise Refused(f"{type(model).__name__} cannot be used: {backbones.first_line(error)}") from None
+    if not bool(wanted.isfinite().all()):
+        raise CheckpointError("the model's weights give NaN or infinity; download it again, or try dtype='float32'")
+    found: list[tuple[float, Layout]] = []
+    for layout in layouts_for(names, model.base_model_prefix):
+        head = Head(layout.spec, states.shape[-1]).to(base.device)
+        fill(head, {ours: model.get_parameter(theirs).data for ours, theirs in layout.tensors.items()})
+        with torch.no_grad():
+            got = head(states[:, -1 if layout.pooling == "last" else 0])
+        if torch.allclose(got, wanted, rtol=2e-2 if base.dtype != torch.float32 else 1e-3, atol=1e-3):
+            found.append((float((got - wanted).abs().max()), layout))
+    return min(found, key=lambda f: f[0])[1] if found else None
+
+
+def stored_head(folder: Path, layout: Layout, adapter: bool) -> dict[str, Tensor]:
+    """The head's tensors as stored, in their own precision."""
+    prefix = "base_model.model." if adapter else ""
+    wanted = {prefix + theirs: ours for ours, theirs in layout.tensors.items()}
+    found: dict[str, Tensor] = {}
+    for file in [folder / ADAPTER_FILE] if adapter else sorted(folder.glob("*.safetensors")):
+        found |= read_tensors(file, set(wanted))
+    if lost := set(wanted) - set(found):
+        what = "the adapter was saved without its reward head" if adapter else "it has no reward head"
+        raise Refused(
+            f"{folder}: {what} ({min(lost)} is missing); train one with `karat train`,"
+            " or give the folder of a reward model"
+        )
+    return {wanted[name]: tensor for name, tensor in found.items()}
+
+
+def read_tensors(file: Path, names: set[str] | None = None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file: all, or those of some names.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        with safe_open(file, framework="pt") as stored:
+            held = set(stored.keys())
+            return {n: stored.get_tensor(n) for n in (held if names is None else held & names)}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); download or save it again") from None
+
+
+def fill(head: Head, tensors: dict[str, Tensor]) -> None:
+    """Give a head its tensors, in float32.
+
+    Raises:
+        CheckpointError: they are not those of such a head.
+    """
+    wanted = {name: tuple(t.shape) for name, t in head.state_dict().items()}
+    given = {name: tuple(t.shape) for name, t in tensors.items()}
+    if wanted != given:
+        raise CheckpointError(f"the reward head has tensors {given}, but this model and spec need {wanted}")
+    head.load_state_dict({name: t.float() for name, t in tensors.items()})
+
+
+def base_of_adapter(folder: Path) -> Path:
+    """The folder of the model that a LoRA adapter belongs to.
+
+    Raises:
+        Refused: it is not there.
+    """
+    base = backbones.read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    try:
+        if not base or not isinstance(base, str):
+            raise Refused("it names none")
+        return backbones.locate(base)
+    except Refused:
+        raise Refused(
+            f"{folder} is a LoRA adapter for {base!r}, which is not there; put its base there,"
+            " or correct base_model_name_or_path in adapter_config.json"
+        ) from None
+
+
+def with_adapter(model: Any, folder: Path) -> Any:
+    """The model with the LoRA adapter of a folder around it.
+
+    Raises:
+        CheckpointError: the adapter cannot be read, or is not for this model.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    stored = set(read_tensors(folder / ADAPTER_FILE))  # before PEFT, which would take a pickle where there is none
+    try:
+        with backbones.quiet():
+            wrapped = PeftModel.from_pretrained(model, folder)
+    except Exception as error:  # PEFT passes on what torch and its config parser raise
+        raise CheckpointError(f"the adapter in {folder} cannot be loaded: {backbones.first_line(error)}") from None
+    if strange := stored ^ set(get_peft_model_state_dict(wrapped)):
+        raise CheckpointError(f"the adapter in {folder} does not fit its base model (tensor {min(strange)})")
+    return wrapped

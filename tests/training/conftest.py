@@ -1,0 +1,19 @@
+"""Runs are many and small: what they share is set up once, and the page of a report is drawn only where it is tested."""
+
+import gc
+
+import pytest
+
+from karat.training import run
+
+
+@pytest.fixture(autouse=True)
+def _quick(request, monkeypatch):
+    gc.freeze()  # Trainer collects garbage at every start, which takes long among all that pytest holds
+    if "real_report" not in request.fixturenames:
+        monkeypatch.setattr(run._report, "write", lambda report, path: path.write_text("a report"))
+
+
+@pytest.fixture
+def real_report():
+    """The page of the report is drawn."""
