@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import torch
 import transformers
+from _clock import cpu_of_training
 
 import karat
 from karat.training.config import TrainConfig
@@ -17,9 +18,13 @@ from karat.training.run import run
 def train(job: dict[str, Any]) -> dict[str, Any]:
     """Train with `karat.training.run.run`, and tell what was logged and how many rows were used."""
     config = TrainConfig.make(**job)
-    trained = run(config)
-    lines = (config.output / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return {"history": [json.loads(line) for line in lines], "rows_used": trained.accounts[0].used}
+    with cpu_of_training() as spent:
+        trained = run(config)
+    return {
+        "history": list(trained.history),
+        "cpu_seconds": sum(spent),
+        "rows_used": trained.accounts[0].used,
+    }
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import datasets
 import torch
 import transformers
 import trl
+from _clock import cpu_of_training
 from datasets import Dataset
 from trl import RewardConfig, RewardTrainer
 
@@ -20,10 +21,12 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     """Train from a folder on conversational rows, save, and tell what was logged and which ids were seen."""
     args = RewardConfig(output_dir=job["work"], max_length=job["max_length"], **job["settings"])
     trainer = RewardTrainer(model=job["model"], args=args, train_dataset=_rows(job["rows"]))
-    trainer.train()
+    with cpu_of_training() as spent:
+        trainer.train()
     trainer.save_model(job["output"])
     return {
         "history": trainer.state.log_history,
+        "cpu_seconds": sum(spent),
         "rows_used": len(trainer.train_dataset),
         "checkpointing": trainer.model.is_gradient_checkpointing,
         "dtype": str(trainer.model.dtype),

@@ -1,6 +1,7 @@
 """What is loaded scores as transformers' own class; what is saved loads again, anywhere; what is broken is refused."""
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -20,20 +21,8 @@ from karat.rewards._local import LocalModel, golden_values
 from karat.spec import FILE_NAME, RewardSpec
 from karat.types import BadInput, CheckpointError, KaratError, Message, Refused, Reward
 
-ARCHITECTURES = [
-    "llama",
-    "gpt2",
-    "bert",
-    "roberta",
-    "electra",
-    "distilbert",
-    "deberta-v2",
-    "opt",
-    "gpt_neox",
-    "bloom",
-    "qwen3",
-    "mistral",
-]
+LAST = ("llama", "gpt2", "opt", "gpt_neox", "bloom", "qwen3", "mistral")
+ARCHITECTURES = (*LAST, "bert", "roberta", "electra", "distilbert", "deberta-v2")
 TEXTS = ("four", "It is 4, since 2+2=4.", "")
 
 
@@ -121,6 +110,9 @@ def test_mean_pooling_of_a_loaded_class(model_folder):
 # Saving
 
 
+LORA_TOO = ("llama", "bert", "roberta", "distilbert", "gpt2", "electra")
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """Every architecture saved by karat, with its scores."""
@@ -133,6 +125,10 @@ def saved(tmp_path_factory):
             parts.head.out.weight.mul_(1.5)  # not what was loaded: as after training
         scores[architecture] = values(LocalModel(parts))
         checkpoint.save(parts, root / architecture, golden_values)
+    for architecture in LORA_TOO:
+        parts = trained(root / f"lora-{architecture}-hf", {}, architecture)
+        scores[f"lora-{architecture}"] = values(LocalModel(parts))
+        checkpoint.save(parts, root / f"lora-{architecture}", golden_values)
     return root, scores
 
 
@@ -144,6 +140,8 @@ READ_AGAIN = """
         folder = f"{sys.argv[1]}/{name}"
         rm = karat.load(folder)
         found[name] = {"ours": [r.value for r in rm.score("2+2?", ["four", "It is 4, since 2+2=4.", ""])]}
+        if name.startswith("lora-"):
+            continue
         hf = AutoModelForSequenceClassification.from_pretrained(folder).eval()
         rows = [r.sequence.ids for r in rm.renderer([karat.Example((karat.Message("user", "2+2?"),), t)
                 for t in ["four", "It is 4, since 2+2=4.", ""]])]
@@ -159,12 +157,13 @@ READ_AGAIN = """
 
 def test_a_fresh_process_and_transformers_read_the_same_scores(saved):
     root, scores = saved
-    found = fresh(READ_AGAIN, root, *ARCHITECTURES)
+    found = fresh(READ_AGAIN, root, *scores)
     for name, wanted in scores.items():
         assert found[name]["ours"] == pytest.approx(wanted, abs=1e-6), name
+    for name in ARCHITECTURES:
+        wanted = scores[name]
         assert found[name]["alone"] == pytest.approx(wanted, abs=1e-5), name
-        last = name in ["llama", "gpt2", "opt", "gpt_neox", "bloom", "qwen3", "mistral"]
-        if last:  # the class looks for its pad id, so a pad of its own was added
+        if name in LAST:  # the class looks for its pad id, so a pad of its own was added
             assert found[name]["right"] == pytest.approx(wanted, abs=1e-4), name
         if name in ("llama", "qwen3", "mistral", "gpt_neox", "bloom", "opt"):  # gpt2's has absolute positions
             assert found[name]["left"] == pytest.approx(wanted, abs=1e-4), name
@@ -310,19 +309,6 @@ def test_lora_saves_its_head_whatever_the_options(options, tmp_path):
     base.config.pad_token_id = parts.tokenizer.pad_token_id
     read = PeftModel.from_pretrained(base, tmp_path / "o")
     assert logits(read, ids(again, TEXTS[1]))[0] == pytest.approx(wanted[1], abs=1e-5)
-
-
-@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "gpt2", "electra"])
-def test_lora_of_other_architectures(architecture, tmp_path):
-    parts = trained(tmp_path / "m", {}, architecture)
-    wanted = values(LocalModel(parts))
-    checkpoint.save(parts, tmp_path / "o", golden_values)
-    found = fresh(
-        "import sys, json, karat\nprint(json.dumps([r.value for r in karat.load(sys.argv[1]).score('2+2?', sys.argv[2:])]))",
-        tmp_path / "o",
-        *TEXTS,
-    )
-    assert found == pytest.approx(wanted, abs=1e-6)
 
 
 def test_lora_with_a_head_that_no_class_holds(tmp_path):
@@ -527,8 +513,8 @@ def test_drift_is_refused_and_the_old_folder_stays(tmp_path):
 
     with pytest.raises(CheckpointError, match="scores differently"):
         checkpoint.save(parts, tmp_path / "out" / "o", drifting)
-    with pytest.raises(CheckpointError, match="scores differently"):
-        checkpoint.save(parts, tmp_path / "out" / "o", lambda s, e: [float("nan")] * len(e))
+    with pytest.raises(CheckpointError, match="no number"):
+        checkpoint.save(parts, tmp_path / "out" / "o", lambda s, e: [None] * len(e))
     assert before(tmp_path / "out" / "o") == was
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["o"]
 
@@ -570,34 +556,29 @@ def test_a_report_that_fails_leaves_nothing(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
 
 
-FULL_DISK = """
-    import sys, json, resource
-    from pathlib import Path
-    from karat.models import checkpoint
-    from karat.rewards._local import golden_values
-    from karat.spec import RewardSpec
-    from karat.types import CheckpointError
-    found = []
-    parts = checkpoint.start(sys.argv[1], RewardSpec(kind="bradley_terry"))
-    for limit in (20, 9000, 60_000):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        try:
-            checkpoint.save(parts, Path(sys.argv[2]), golden_values)
-        except CheckpointError as error:
-            found.append(str(error))
-    print(json.dumps(found))
-"""
-
-
 def test_full_disk(tmp_path):
     """Files may not grow beyond a limit: first the tokenizer cannot be written, then the weights."""
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)
     folder = toys.save(tmp_path / "m")
-    checkpoint.save(start(folder), tmp_path / "out" / "o", golden_values)
+    parts = start(folder)
+    checkpoint.save(parts, tmp_path / "out" / "o", golden_values)
     was = before(tmp_path / "out" / "o")
-    found = fresh(FULL_DISK, folder, tmp_path / "out" / "o")
-    assert len(found) == 3
-    assert all("could not be written" in text and "\n" not in text for text in found), found
+    read, write = os.pipe()
+    if os.fork() == 0:  # the limit is the process's
+        found = []
+        for limit in (60_000, 9_000, 20):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            try:
+                checkpoint.save(parts, tmp_path / "out" / "o", golden_values)
+            except BaseException as error:
+                found.append((type(error).__name__, str(error)))
+        os.write(write, json.dumps(found).encode())
+        os._exit(0)
+    os.close(write)
+    with open(read, "rb") as pipe:
+        found = json.loads(pipe.read())
+    os.wait()
+    assert [name for name, _ in found] == ["CheckpointError"] * 3, found
+    assert all("could not be written" in text and "\n" not in text for _, text in found), found
     assert before(tmp_path / "out" / "o") == was
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["o"]
 

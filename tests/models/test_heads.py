@@ -44,7 +44,7 @@ def test_head_stays_in_float32_under_autocast():
 
 def test_new_head_has_the_papers_scale():
     torch.manual_seed(0)
-    assert Head(HeadSpec(outputs=200), 399).out.weight.std() == pytest.approx(0.05, rel=0.02)
+    assert Head(HeadSpec(outputs=200), 399).out.weight.std().item() == pytest.approx(0.05, rel=0.02)
 
 
 def test_fingerprint():

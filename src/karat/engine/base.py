@@ -38,8 +38,12 @@ def check(sequences: list[types.Sequence], vocabulary: int) -> None:
         if not 0 <= min(sequence.ids) <= max(sequence.ids) < vocabulary:
             raise EngineError(f"sequence {number} has an id outside the vocabulary of {vocabulary}")
         for name, read in sequence.reads.items():
-            ends = (
-                (read.start, read.stop - 1)[: max(0, read.stop - read.start)] if isinstance(read, types.Span) else read
-            )
+            ends = _ends(read)
             if not ends or not all(0 <= p < length for p in ends):
                 raise EngineError(f"sequence {number} is read at {name}={read}, outside its {length} tokens")
+
+
+def _ends(read: types.Read) -> tuple[int, ...]:
+    if not isinstance(read, types.Span):
+        return read
+    return (read.start, read.stop - 1) if read.start < read.stop else ()

@@ -201,12 +201,17 @@ def with_adapter(model: Any, folder: Path) -> Any:
     """
     from peft import PeftModel, get_peft_model_state_dict
 
-    stored = set(read_tensors(folder / ADAPTER_FILE))  # before PEFT, which would take a pickle where there is none
+    stored = read_tensors(folder / ADAPTER_FILE)  # before PEFT, which would take a pickle where there is none
+    embedding = model.get_input_embeddings()
+    place = next(f"base_model.model.{name}.weight" for name, module in model.named_modules() if module is embedding)
     try:
         with backbones.quiet():
+            if place in stored and len(stored[place]) != embedding.num_embeddings:  # it grew by a pad token
+                model.resize_token_embeddings(len(stored[place]), mean_resizing=False)
             wrapped = PeftModel.from_pretrained(model, folder)
+            wanted = set(get_peft_model_state_dict(wrapped, save_embedding_layers=place in stored))
     except Exception as error:  # PEFT passes on what torch and its config parser raise
         raise CheckpointError(f"the adapter in {folder} cannot be loaded: {backbones.first_line(error)}") from None
-    if strange := stored ^ set(get_peft_model_state_dict(wrapped)):
+    if strange := set(stored) ^ wanted:
         raise CheckpointError(f"the adapter in {folder} does not fit its base model (tensor {min(strange)})")
     return wrapped

@@ -20,13 +20,13 @@ _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the bars, reports and deprecations of transformers and PEFT: what matters comes as karat's own errors."""
+    """Without the bars, reports and warnings of transformers and PEFT: what matters comes as karat's own errors."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore")
             yield
     finally:
         logging.set_verbosity(verbosity)

@@ -153,10 +153,13 @@ def _verify(parts: Parts, saved: RewardSpec) -> None:
         raise CheckpointError("the reward head is not the one that reward_spec.json was saved with; copy both together")
     if saved.tokenizer_sha256 and tokenizer_hash(parts.tokenizer) != saved.tokenizer_sha256:
         raise CheckpointError("the tokenizer is not the one this reward model was trained with; restore its files")
-    if saved.render.layout == "chat" and chat_template(parts.tokenizer) != saved.render.template:
+    template = saved.render.template  # a spec that was written by hand may leave it to the tokenizer
+    if template and saved.render.layout == "chat" and chat_template(parts.tokenizer) != template:
         raise CheckpointError(
             "the tokenizer's chat template is not the one this reward model was trained with; restore chat_template"
         )
+    if not saved.golden:
+        return
     rendered = Renderer(parts.tokenizer, saved, parts.positions)([_example(g) for g in saved.golden])
     for golden, got in zip(saved.golden, rendered, strict=True):
         if isinstance(got, Unscored) or ids_hash(got.sequence.ids) != golden.ids_sha256:
@@ -321,6 +324,9 @@ def _pooler_in_place(parts: Parts) -> Iterator[None]:
 def _golden(parts: Parts, score: Scorer) -> tuple[Golden, ...]:
     examples = [Example((Message("user", prompt),), response) for prompt, response in GOLDEN]
     rendered = Renderer(parts.tokenizer, parts.spec, parts.positions)(examples)
+    values = score(parts, examples)
+    if all(v is None for v in values) and not all(isinstance(r, Unscored) for r in rendered):
+        raise CheckpointError("the model gives no number for any text, so it is not saved; its weights may be NaN")
     return tuple(
         Golden(
             prompt=[{"role": m.role, "content": m.content} for m in example.prompt],
@@ -328,7 +334,7 @@ def _golden(parts: Parts, score: Scorer) -> tuple[Golden, ...]:
             ids_sha256=ids_hash(r.sequence.ids),
             value=value,
         )
-        for example, r, value in zip(examples, rendered, score(parts, examples), strict=True)
+        for example, r, value in zip(examples, rendered, values, strict=True)
         if not isinstance(r, Unscored) and value is not None
     )
 

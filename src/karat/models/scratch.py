@@ -14,6 +14,9 @@ WORD = "scratch"
 
 SIZES = {"hidden": 256, "layers": 4, "heads": 4, "vocab": 4096, "positions": 2048}
 
+# Pieces never merge across these: words, numbers of up to three digits, and runs of other signs.
+_WORDS = r" ?\p{L}+| ?\d{1,3}| ?[^\s\p{L}\d]+|\s"
+
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}{{ eos_token }}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -43,7 +46,7 @@ def sizes(word: str) -> dict[str, int]:
 
 
 def build(folder: Path, word: str, texts: Iterable[str], seed: int) -> Path:
-    """Write a seeded Llama reward model and a byte-level tokenizer (digits one by one) to a folder."""
+    """Write a seeded Llama reward model and a byte-level tokenizer to a folder."""
     size = sizes(word)
     tokenizer = _tokenizer(texts, size["vocab"], size["positions"])
     torch.manual_seed(seed)
@@ -55,6 +58,8 @@ def build(folder: Path, word: str, texts: Iterable[str], seed: int) -> Path:
         num_attention_heads=size["heads"],
         num_key_value_heads=size["heads"],
         max_position_embeddings=size["positions"],
+        # Transformers' 0.02 is for large models: with it, a small one stays at chance for thousands of rows.
+        initializer_range=size["hidden"] ** -0.5,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -70,7 +75,10 @@ def _tokenizer(texts: Iterable[str], vocabulary: int, positions: int) -> PreTrai
     special = ["<s>", "</s>", "<pad>", *roles]
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(r"\d"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Split(Regex(_WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
