@@ -1,10 +1,10 @@
 """Held-out figures are of rows, not of batches: 9 pairs in batches of 8 with one mistake are 8/9."""
 
+import kit
 import pytest
 import torch
 
 import karat
-import kit
 from karat.rewards._local import LocalModel
 from karat.training import run
 

@@ -1,10 +1,10 @@
 """What is trained on has the ids of what is scored: for both kinds, any text, before saving and after loading."""
 
+import kit
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import kit
 import toys
 from karat.models.render import Rendered, Renderer
 from karat.rewards._local import load
@@ -12,7 +12,9 @@ from karat.training import _data
 from karat.training._data import Account
 from karat.types import Example, Labelled, Message, Pair
 
-PIECES = st.sampled_from(["<s>", "</s>", "<|im_start|>", "<|im_end|>", "\n\nHuman: ", "<|pad|>", " ", "é", "🌊", "\u200d"])
+PIECES = st.sampled_from(
+    ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "\n\nHuman: ", "<|pad|>", " ", "é", "🌊", "\u200d"]
+)
 TEXTS = st.lists(st.text(max_size=12) | PIECES, max_size=5).map("".join)
 
 

@@ -2,12 +2,12 @@
 
 import itertools
 
+import kit
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from transformers import AutoModelForSequenceClassification
 
-import kit
 from karat.training.loop import Order
 from karat.types import Example, Labelled, Message, Pair, Ranking
 

@@ -2,13 +2,13 @@
 
 import json
 
+import kit
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 import karat
-import kit
 import toys
 from karat.engine.padded import PaddedEngine
 from karat.models import checkpoint
@@ -119,9 +119,9 @@ def test_a_run_goes_on_from_a_head_and_makes_a_new_one_where_there_is_none(tmp_p
     assert score(trained.folder) == pytest.approx(score(with_head), abs=1e-6)
     without = toys.save(tmp_path / "without", toys.backbone())
     heads = [
-        load_file(kit.train(tmp_path / n, without, kit.pairs(tmp_path), seed=seed, **still).folder / "model.safetensors")[
-            "score.weight"
-        ]
+        load_file(
+            kit.train(tmp_path / n, without, kit.pairs(tmp_path), seed=seed, **still).folder / "model.safetensors"
+        )["score.weight"]
         for n, seed in (("b", 0), ("c", 0), ("d", 1))
     ]
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])

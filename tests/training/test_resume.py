@@ -6,13 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
+import kit
 import pytest
 import torch
 from safetensors.torch import load_file
 
-import kit
 from karat.training import run
 from karat.training._progress import StopOnSignal
 from karat.types import BadInput
@@ -49,9 +48,7 @@ def stop_at(monkeypatch):
     return install
 
 
-@pytest.mark.parametrize(
-    ("method", "step"), [("full", 1), ("full", 5), ("full", 6), ("full", 7), ("lora", 5), ("frozen", 5)]
-)
+@pytest.mark.parametrize(("method", "step"), [("full", 1), ("full", 5), ("lora", 5), ("frozen", 6)])
 def test_stopped_run_lands_where_the_other_does(model_folder, tmp_path, stop_at, monkeypatch, method, step, capfd):
     data = kit.pairs(tmp_path)
     settings = {**SETTINGS, "method": method, "eval": "0.2"}
@@ -142,11 +139,19 @@ def test_a_run_trains_in_a_thread_where_signals_cannot_be_caught(model_folder, t
 
 # In processes of their own
 
-COMMAND = ["train", "bradley_terry", "--eval", "0.1", "--batch-size", "4", "--learning-rate", "1e-3", "--epochs", "8"]
-
 
 def command(model, data, output):
-    return [sys.executable, "-m", "karat", *COMMAND, "--model", str(model), "--data", data, "--output", str(output)]
+    settings = ["train", "bradley_terry", "--eval", "0.1", "--batch-size", "4", "--learning-rate", "1e-3", "--epochs", "8"]
+    return [sys.executable, "-m", "karat", *settings, "--model", str(model), "--data", data, "--output", str(output)]
+
+
+@pytest.fixture(scope="module")
+def whole(model_folder, tmp_path_factory):
+    """Data, and the folder of a run over them that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    data = kit.pairs(folder, 40)
+    subprocess.run(command(model_folder, data, folder / "out"), check=True, capture_output=True)
+    return data, folder / "out"
 
 
 def kill_at(arguments, step, number):
@@ -159,24 +164,22 @@ def kill_at(arguments, step, number):
         if (at := re.match(r"step (\d+)/", line)) and int(at[1]) >= step:
             process.send_signal(number)
             break
-    time.sleep(0)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, said + err
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_killed_process_goes_on(model_folder, tmp_path, number):
-    data = kit.pairs(tmp_path, 40)
+def test_killed_process_goes_on(model_folder, tmp_path, whole, number):
+    data, expected = whole
     code, out, err = kill_at(command(model_folder, data, tmp_path / "a"), 30, number)
     assert out == "" and "Traceback" not in err and not (tmp_path / "a").exists()
     assert code == (-9 if number == signal.SIGKILL else 1)
     if number != signal.SIGKILL:
         assert re.search(r"karat: stopped after step \d+ of 72; give the same command again to go on\n$", err)
-    for output in (tmp_path / "a", tmp_path / "b"):
-        subprocess.run(command(model_folder, data, output), check=True, capture_output=True)
-    curves = [[x for x in kit.lines(tmp_path / n / "log.jsonl") if "loss" in x] for n in "ab"]
+    subprocess.run(command(model_folder, data, tmp_path / "a"), check=True, capture_output=True)
+    curves = [[x for x in kit.lines(folder / "log.jsonl") if "loss" in x] for folder in (tmp_path / "a", expected)]
     assert [x["step"] for x in curves[0]] == list(range(1, 73))
     assert [x["loss"] for x in curves[0]] == pytest.approx([x["loss"] for x in curves[1]], abs=1e-6)
-    one, two = weights(tmp_path / "a"), weights(tmp_path / "b")
+    one, two = weights(tmp_path / "a"), weights(expected)
     assert all(torch.allclose(one[n], two[n], atol=1e-6) for n in one)

@@ -1,6 +1,6 @@
 """Options that verbs share, and those that only a kind, a spec or transformers' Trainer knows."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import typer
@@ -13,8 +13,8 @@ JSON = typer.Option(False, "--json", help="Print JSON on stdout, for programs.")
 OPEN = {"context_settings": {"allow_extra_args": True, "ignore_unknown_options": True}}
 
 
-def extra(arguments: Sequence[str], known: Collection[str]) -> dict[str, Any]:
-    """`--some-name value` pairs as `{"some_name": value}`; a name alone is true.
+def extra(context: typer.Context, known: Collection[str]) -> dict[str, Any]:
+    """The `--some-name value` pairs that the verb itself does not know as `{"some_name": value}`; a name alone is true.
 
     Raises:
         typer.BadParameter: a name that is not in `known` (the nearest is named), or a word without a name.
@@ -22,7 +22,7 @@ def extra(arguments: Sequence[str], known: Collection[str]) -> dict[str, Any]:
     import yaml
 
     found: dict[str, Any] = {}
-    words = list(arguments)
+    words = list(context.args)
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
@@ -32,15 +32,13 @@ def extra(arguments: Sequence[str], known: Collection[str]) -> dict[str, Any]:
         if name not in known:
             from karat.spec import nearest
 
-            raise typer.BadParameter(f"no option {word.partition('=')[0]}{_dashed(nearest(name, known))}")
+            own = {str(parameter.name) for parameter in context.command.params}
+            hint = nearest(name, own | set(known)).replace("_", "-")
+            raise typer.BadParameter(f"no option {word.partition('=')[0]}{hint}")
         if not equals:
             value = words.pop(0) if words and not words[0].startswith("--") else "true"
         found[name] = yaml.safe_load(value)
     return found
-
-
-def _dashed(hint: str) -> str:
-    return hint.replace("_", "-")
 
 
 def spec_fields() -> set[str]:

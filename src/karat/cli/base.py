@@ -23,11 +23,13 @@ def app() -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        rich_markup_mode=None,
     )
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         if module.name != "base" and not module.name.startswith("_"):
             verb: Any = import_module(f"karat.cli.{module.name}")
-            made.command(module.name, **getattr(verb, "SETTINGS", {}))(verb.command)
+            summary = str(verb.__doc__).splitlines()[0].partition(": ")[2]
+            made.command(module.name, short_help=summary, **getattr(verb, "SETTINGS", {}))(verb.command)
     made.callback()(_callback)
     return made
 

@@ -27,7 +27,7 @@ def command(
     from karat.evaluation import base
     from karat.evaluation._files import evaluate_file, write_run
 
-    options = _options.extra(context.args, _options.spec_fields())
+    options = _options.extra(context, _options.spec_fields())
     rm = load(model, device=device, dtype=dtype, **options)
     results = [evaluate_file(rm, source, train_data or [], format, seed) for source in data]
     if output is not None:

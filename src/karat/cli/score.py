@@ -28,7 +28,7 @@ def command(
     from karat import load
     from karat.rewards import _offline
 
-    options = _options.extra(context.args, _options.spec_fields())
+    options = _options.extra(context, _options.spec_fields())
     if output is not None:
         _offline.check_output(output)
     rm = load(model, device=device, dtype=dtype, **options)

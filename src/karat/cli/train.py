@@ -44,7 +44,7 @@ def command(
         "seed": seed,
     }
     fields |= {name: value for name, value in given.items() if value not in (None, [])}
-    _add_extra(fields, context.args)
+    _add_extra(fields, context)
     if missing := [name for name in ("kind", "model", "data", "output") if name not in fields]:
         raise typer.BadParameter(f"give {', '.join(missing)}, here or in --config")
     made = TrainConfig.make(**fields)
@@ -53,15 +53,15 @@ def command(
     _show(run.run(made), as_json)
 
 
-def _add_extra(fields: dict[str, Any], arguments: list[str]) -> None:
-    if not arguments:
+def _add_extra(fields: dict[str, Any], context: typer.Context) -> None:
+    if not context.args:
         return
     from karat.rewards.base import kinds, option_names
 
     own = set(option_names(fields["kind"])) if fields.get("kind") in kinds() else set()
     spec = _options.spec_fields() - {"kind", "options"}
-    trainer = _trainer_fields(arguments, own | spec)
-    for name, value in _options.extra(arguments, own | spec | trainer).items():
+    trainer = _trainer_fields(context.args, own | spec)
+    for name, value in _options.extra(context, own | spec | trainer).items():
         part = "options" if name in own else "spec" if name in spec else "trainer"
         fields[part] = {**fields.get(part, {}), name: value}
 

@@ -104,12 +104,13 @@ class PaddedEngine:
         check(sequences, backbone.get_input_embeddings().num_embeddings)
         keys = [(s.ids, tuple(s.reads.items())) for s in sequences]
         distinct = dict(zip(keys, sequences, strict=True))
-        training = self.forward.training
+        modes = {module: module.training for module in self.forward.modules()}
         self.forward.eval()
         try:
             computed = self._distinct(distinct)
         finally:
-            self.forward.train(training)
+            for module, training in modes.items():
+                module.training = training
         return [computed[key] for key in keys]
 
     def _distinct(self, sequences: dict[Any, types.Sequence]) -> dict[Any, States]:

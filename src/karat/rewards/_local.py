@@ -113,13 +113,15 @@ class LocalModel:
 
     @torch.no_grad()
     def values(self, sequences: Sequence[types.Sequence]) -> list[float]:
-        """The reward of each sequence."""
+        """The reward of each sequence; equal ones get the same to the last bit."""
         if not sequences:
             return []
-        states = self.engine.run(list(sequences))
+        keys = [(s.ids, tuple(s.reads.items())) for s in sequences]
+        distinct = dict(zip(keys, sequences, strict=True))
+        states = self.engine.run(list(distinct.values()))
         states_RD = torch.cat([s[self.spec.pooling] for s in states]).to(self.parts.device)
-        rewards: list[float] = rewards_of(self.spec, self.parts.head(states_RD)).tolist()
-        return rewards
+        rewards = dict(zip(distinct, rewards_of(self.spec, self.parts.head(states_RD)).tolist(), strict=True))
+        return [rewards[key] for key in keys]
 
 
 def _read(row: Any) -> Example | Unscored:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from karat.formats import base as formats
+from karat.formats._columns import unsupported
 from karat.rewards.base import RewardModel
 from karat.types import BadInput, Example, Result, Unscored
 
@@ -28,12 +29,22 @@ def check_output(output: Path) -> None:
         raise BadInput(f"{output.absolute().parent} is no folder; make it first")
 
 
-def score_rows(model: RewardModel, data: str, start: int = 0) -> Iterator[dict[str, Any]]:
-    """Each row of the data from number `start` on, with what its answer scored."""
+def score_rows(model: RewardModel, data: str) -> Iterator[dict[str, Any]]:
+    """Each row of the data with what its answer scored.
+
+    Raises:
+        BadInput: no rows, or columns that hold no answers.
+    """
+    return _score(model, _rows_of(data), formats.parse_source(data).path)
+
+
+def _rows_of(data: str) -> list[tuple[int, dict[str, Any]]]:
     rows = formats.rows(data)
-    path = formats.parse_source(data).path
-    _check_columns({column for _, row in rows for column in row}, path)
-    rows = rows[start:]
+    _check_columns({column for _, row in rows for column in row}, formats.parse_source(data).path)
+    return rows
+
+
+def _score(model: RewardModel, rows: list[tuple[int, dict[str, Any]]], path: str) -> Iterator[dict[str, Any]]:
     read = (_example(row, f"{path}:{number}") for number, row in rows)
     for (_, row), result in zip(rows, _scored(model, read), strict=True):
         yield {**_writable(row), **_columns(result)}
@@ -48,12 +59,14 @@ def score_file(model: RewardModel, data: str, output: Path, settings: dict[str, 
         BadInput: no rows, columns that hold no answers, or parts of other settings.
     """
     check_output(output)
+    numbered, path = _rows_of(data), formats.parse_source(data).path
     parts = output.with_name(output.name + ".parts")
-    content = _fingerprint(formats.parse_source(data).path)
-    _claim(parts, {"data": data, **settings, "content": content, "scorer": getattr(model, "fingerprint", "")})
+    _claim(
+        parts, {"data": data, **settings, "content": _fingerprint(path), "scorer": getattr(model, "fingerprint", "")}
+    )
     done = sorted(parts.glob("part-*.jsonl"))
     start = sum(_count(part) for part in done)
-    rows = score_rows(model, data, start)
+    rows = _score(model, numbered[start:], path)
     for number in range(len(done), 10**9):
         if not (part := list(islice(rows, PART))):
             break
@@ -70,6 +83,7 @@ def _scored(model: RewardModel, read: Iterator[Example | Unscored]) -> Iterator[
 
 def _example(row: dict[str, Any], origin: str) -> Example | Unscored:
     try:
+        unsupported(row)
         (example,) = formats.get("examples").read(row, origin)
     except BadInput as error:
         return Unscored(str(error))
@@ -110,14 +124,14 @@ def _columns(result: Result) -> dict[str, Any]:
 def _claim(parts: Path, settings: dict[str, Any]) -> None:
     record = parts / "settings.json"
     text = json.dumps(settings, default=str, sort_keys=True)
-    if not record.is_file():
-        if any(parts.glob("*")) and not any(parts.glob("settings.json.new")):
+    if not any(parts.glob("part-*")):
+        if {p.name for p in parts.glob("*") if p.suffix != ".tmp"} - {"settings.json", "settings.json.new"}:
             raise BadInput(f"{parts} is there and holds something else; choose another --output, or remove it")
         parts.mkdir(exist_ok=True)
         fresh = parts / "settings.json.new"
         fresh.write_text(text, encoding="utf-8")
         fresh.replace(record)  # whole or not at all, whenever the process is killed
-    elif record.read_text(encoding="utf-8") != text:
+    elif not record.is_file() or record.read_text(encoding="utf-8") != text:
         raise BadInput(f"{parts} holds rows scored with another model, data or options; remove it to start anew")
 
 

@@ -23,16 +23,19 @@ _SAID = ("preference", "margin", "label", "ranks", "weight")  # what an item of 
 
 
 def open_work(config: TrainConfig) -> Path:
-    """The folder of a run, new or left by the same one; the first process writes it.
+    """The folder of a run, new or left by the same one at a checkpoint; the first process writes it.
 
     Raises:
-        BadInput: the output is there, cannot be written, or was begun with other settings.
+        BadInput: the output is there, cannot be written, or has a checkpoint of a run with other settings.
     """
     if config.output.exists():
         raise BadInput(f"{config.output} is already there; choose another --output, or remove it")
     work = config.output.with_name(config.output.name + ".partial")
     settings = config.model_dump(mode="json")
-    if (record := work / _SETTINGS).is_file():
+    record = work / _SETTINGS
+    if PartialState().is_main_process and record.is_file() and last_checkpoint(work) is None:
+        shutil.rmtree(work)  # it ended before its first checkpoint
+    if record.is_file():
         before = yaml.safe_load(record.read_text(encoding="utf-8"))
         if changed := [name for name in settings if before.get(name) != settings[name]]:
             raise BadInput(

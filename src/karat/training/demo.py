@@ -24,7 +24,7 @@ SETTINGS: dict[str, Any] = {
     "options": {"center": 0.001},
     "trainer": {"lr_scheduler_type": "linear", "warmup_steps": 50, "adam_beta2": 0.99, "weight_decay": 0.01},
 }
-PAIRS, HELD_OUT, PROBLEMS, CANDIDATES = 24_000, 1_000, 200, 16
+PAIRS, HELD_OUT, PROBLEMS, CANDIDATES = 12_000, 1_000, 200, 16
 
 
 @dataclass(frozen=True)

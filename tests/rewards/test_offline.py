@@ -1,0 +1,188 @@
+"""Scoring files: order, resuming after a kill, bad rows, and nothing overwritten."""
+
+import gzip
+import json
+import os
+import signal
+import time
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import karat
+from karat.rewards import _offline
+from karat.rewards._offline import check_output, score_file, score_rows
+from karat.types import BadInput
+
+ROWS = [{"id": i, "prompt": f"{i}+{i}?", "response": f"It is {2 * i}." + "!" * (i % 7)} for i in range(23)]
+
+
+@pytest.fixture(scope="module")
+def local(model_folder):
+    return karat.load(str(model_folder))
+
+
+def jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def read(path):
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pylist()
+    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".parquet"])
+def test_rows_keep_their_order_and_columns(local, tmp_path, ending, monkeypatch):
+    monkeypatch.setattr(_offline, "PART", 5)
+    found = score_file(local, jsonl(tmp_path / "d.jsonl", ROWS), tmp_path / f"o{ending}", {})
+    assert found == {"output": str(tmp_path / f"o{ending}"), "rows": 23, "scored": 23}
+    rows = read(tmp_path / f"o{ending}")
+    assert [{k: r[k] for k in ("id", "prompt", "response")} for r in rows] == ROWS
+    wanted = [local.score(r["prompt"], [r["response"]])[0] for r in ROWS]
+    assert [r["reward"] for r in rows] == pytest.approx([w.value for w in wanted], abs=1e-5)
+    assert [r["tokens"] for r in rows] == [w.tokens for w in wanted]
+    assert all(r["unscored"] is None and r["truncated"] is False and r["flags"] == [] for r in rows)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d.jsonl", f"o{ending}"]
+
+
+def test_parquet_in(local, tmp_path):
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "d.parquet")
+    score_file(local, f"{tmp_path / 'd.parquet'}[3:8]", tmp_path / "o.jsonl", {})
+    assert [r["id"] for r in read(tmp_path / "o.jsonl")] == [3, 4, 5, 6, 7]
+
+
+def test_bad_rows_are_unscored_in_their_places(local, tmp_path):
+    bad = [
+        {"id": 1, "prompt": "a"},
+        {"id": 2, "prompt": "a", "response": 3},
+        {"id": 3, "prompt": "a" * 600, "response": "too long"},
+        {"id": 4, "prompt": "a", "response": "\ud800"},
+        {"id": 5, "prompt": "a", "response": "b", "tools": [{"name": "search"}]},
+        {"id": 6, "prompt": "a", "response": "b", "note": "\udfff", "nested": {"x": float("nan")}},
+    ]
+    rows = [ROWS[0], *bad, ROWS[1]]
+    score_file(local, jsonl(tmp_path / "d.jsonl", rows), tmp_path / "o.jsonl", {})
+    found = read(tmp_path / "o.jsonl")
+    assert [r["id"] for r in found] == [0, 1, 2, 3, 4, 5, 6, 1]
+    assert [r["reward"] is None for r in found] == [False, True, True, True, True, True, False, False]
+    assert all((r["reward"] is None) == isinstance(r["unscored"], str) for r in found)
+    assert "response" in found[1]["unscored"] and "max_length" in found[3]["unscored"]
+    assert "surrogate" in found[4]["unscored"] and "tools" in found[5]["unscored"]
+    assert found[6]["nested"] == {"x": None}
+
+
+def test_dates_pass_through_as_text(local, tmp_path):
+    import datetime
+
+    rows = [{**ROWS[0], "day": datetime.date(2024, 1, 2)}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
+    score_file(local, str(tmp_path / "d.parquet"), tmp_path / "o.parquet", {})
+    assert read(tmp_path / "o.parquet")[0]["day"] == "2024-01-02"
+
+
+def test_a_first_row_that_is_bad_does_not_decide_the_columns(local, tmp_path):
+    rows = list(score_rows(local, jsonl(tmp_path / "d.jsonl", [{"prompt": "a"}, ROWS[0]])))
+    assert [r["reward"] is None for r in rows] == [True, False]
+
+
+def test_duplicates_score_the_same(local, tmp_path):
+    rows = [r["reward"] for r in score_rows(local, jsonl(tmp_path / "d.jsonl", [*ROWS, *ROWS]))]
+    assert rows[:23] == rows[23:]
+
+
+def test_columns_that_scoring_would_overwrite(local, tmp_path):
+    for rows in ([{**ROWS[0], "reward": 1.0}], [ROWS[0], {**ROWS[1], "unscored": "x"}]):
+        with pytest.raises(BadInput, match="overwrite"):
+            score_file(local, jsonl(tmp_path / "d.jsonl", rows), tmp_path / "o.jsonl", {})
+    with pytest.raises(BadInput, match="need prompt and response"):
+        score_file(local, jsonl(tmp_path / "e.jsonl", [{"text": "a"}]), tmp_path / "p.jsonl", {})
+
+
+def test_outputs_that_cannot_be(tmp_path):
+    (tmp_path / "there.jsonl").write_text("mine")
+    for name, words in (("o.csv", "end in"), ("there.jsonl", "already there"), ("no/o.jsonl", "no folder")):
+        with pytest.raises(BadInput, match=words):
+            check_output(tmp_path / name)
+
+
+def killed_after(parts, work):
+    """Run `work` in a process of its own and kill it when so many parts are there."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    folder, end = parts
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and len(list(folder.glob("part-*"))) < end:
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "it ended before it was killed"
+
+
+class Slow:
+    """A model that gives the killer time."""
+
+    def __init__(self, model):
+        self.model = model
+        self.fingerprint = model.fingerprint
+
+    def score_many(self, examples, **options):
+        time.sleep(0.1)
+        return self.model.score_many(examples, **options)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+def test_a_killed_run_goes_on_to_the_same_output(local, tmp_path, monkeypatch, ending):
+    monkeypatch.setattr(_offline, "PART", 4)
+    data = jsonl(tmp_path / "d.jsonl", [*ROWS, {"prompt": "a"}, *ROWS])
+    whole, output = tmp_path / f"whole{ending}", tmp_path / f"o{ending}"
+    score_file(local, data, whole, {"model": "m"})
+    for end in (1, 4):
+        killed_after(
+            (tmp_path / f"o{ending}.parts", end), lambda: score_file(Slow(local), data, output, {"model": "m"})
+        )
+        assert not output.exists()
+    scored = []
+    monkeypatch.setattr(local, "score_many", lambda e, f=local.score_many: f(scored.append(x) or x for x in e))
+    found = score_file(local, data, output, {"model": "m"})
+    assert output.read_bytes() == whole.read_bytes()
+    assert found["rows"] == 47 and found["scored"] == 46
+    assert len(scored) <= 47 - 16, "what was scored is not scored again"
+    assert not (tmp_path / f"o{ending}.parts").exists()
+
+
+def test_parts_of_another_run_are_refused(local, model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(_offline, "PART", 4)
+    data, output = jsonl(tmp_path / "d.jsonl", ROWS), tmp_path / "o.jsonl"
+    killed_after((tmp_path / "o.jsonl.parts", 1), lambda: score_file(Slow(local), data, output, {"model": "m"}))
+    shorter = karat.load(str(model_folder), max_length=100)
+    for model, settings in ((local, {"model": "n"}), (shorter, {"model": "m"})):
+        with pytest.raises(BadInput, match="another model, data or options"):
+            score_file(model, data, output, settings)
+    jsonl(tmp_path / "d.jsonl", ROWS[:-1])
+    with pytest.raises(BadInput, match="another model, data or options"):
+        score_file(local, data, output, {"model": "m"})
+
+
+def test_killed_before_the_first_part(local, tmp_path):
+    """The settings were not written whole: it starts anew."""
+    parts = tmp_path / "o.jsonl.parts"
+    parts.mkdir()
+    (parts / "settings.json.new").write_text('{"mod')
+    assert score_file(local, jsonl(tmp_path / "d.jsonl", ROWS), tmp_path / "o.jsonl", {})["rows"] == 23
+
+
+def test_a_folder_of_someone_else_is_left_alone(local, tmp_path):
+    parts = tmp_path / "o.jsonl.parts"
+    parts.mkdir()
+    (parts / "mine.txt").write_text("mine")
+    with pytest.raises(BadInput, match="something else"):
+        score_file(local, jsonl(tmp_path / "d.jsonl", ROWS), tmp_path / "o.jsonl", {})
+    assert (parts / "mine.txt").read_text() == "mine"

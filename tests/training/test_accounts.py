@@ -1,0 +1,145 @@
+"""Every row that was dropped, cut or tied is counted, listed by line and printed."""
+
+import kit
+import pytest
+
+import toys
+from karat import arithmetic
+from karat.types import BadInput
+
+GOOD = [{"prompt": f"{i}?", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(12)]
+SAME = {"prompt": "same?", "chosen": "a", "rejected": "a"}
+LONG = {"prompt": "p" * 300, "chosen": "yes", "rejected": "no"}
+LONG_ANSWER = {"prompt": "p", "chosen": "y" * 300, "rejected": "no"}
+TIE = {"prompt": "tie?", "chosen": "a", "rejected": "b", "preference": 0.5}
+BROKEN = {"prompt": "p", "chosen": "a", "rejected": None}
+LONE = {"prompt": "p", "chosen": "\ud800", "rejected": "b"}
+ROWS = [*GOOD, SAME, LONG, LONG_ANSWER, TIE, BROKEN, LONE]
+
+
+def listed(trained):
+    rows = kit.lines(trained.folder / "rows.jsonl")
+    return {(row["set"], int(row["row"].rpartition(":")[2]), row["what"]): row["why"] for row in rows}
+
+
+def test_drop(model_folder, tmp_path, capsys):
+    data = kit.write(tmp_path / "d.jsonl", ROWS)
+    trained = kit.train(tmp_path, model_folder, data, spec={"max_length": 200})
+    found = listed(trained)
+    assert set(found) == {
+        ("train", 13, "dropped"),
+        ("train", 14, "dropped"),
+        ("train", 15, "dropped"),
+        ("train", 16, "tied"),
+        ("train", 17, "dropped"),
+        ("train", 18, "dropped"),
+    }
+    assert "same tokens" in found["train", 13, "dropped"] and "surrogate" in found["train", 18, "dropped"]
+    assert found["train", 14, "dropped"] == found["train", 15, "dropped"] == "longer than max_length"
+    assert trained.accounts[0].used == 13
+    err = capsys.readouterr().err
+    assert f"dropped 2: longer than max_length ({data}:14, {data}:15)" in err
+    assert "train: 13 rows used" in err and f"tied 1: labelled a tie ({data}:16)" in err
+
+
+def test_cut(model_folder, tmp_path):
+    data = kit.write(tmp_path / "d.jsonl", ROWS)
+    trained = kit.train(tmp_path, model_folder, data, spec={"max_length": 200, "over_length": "cut_prompt"})
+    found = listed(trained)
+    assert found["train", 14, "cut"] == "prompt cut from the left to fit max_length"
+    assert ("train", 15, "dropped") in found and trained.accounts[0].used == 14
+
+
+def test_error_names_the_row(model_folder, tmp_path):
+    data = kit.write(tmp_path / "d.jsonl", ROWS)
+    with pytest.raises(BadInput, match=rf"{data}:14: \d+ tokens are more than max_length=200.*over_length='drop'"):
+        kit.train(tmp_path, model_folder, data, spec={"max_length": 200, "over_length": "error"})
+
+
+def test_answers_that_render_alike_are_dropped(tmp_path):
+    """The template of the toy strips blanks, so these two answers are the same tokens."""
+    model = toys.save(tmp_path / "model")
+    data = kit.write(tmp_path / "d.jsonl", [*GOOD, {"prompt": "x", "chosen": "a", "rejected": " a "}])
+    trained = kit.train(tmp_path, model, data)
+    assert "same tokens" in listed(trained)["train", 13, "dropped"]
+
+
+def test_none_left_is_an_error_with_the_reasons(model_folder, tmp_path):
+    data = kit.write(tmp_path / "d.jsonl", [LONG, SAME])
+    with pytest.raises(BadInput, match="no row of the train data can be used: .*longer than max_length.*same tokens"):
+        kit.train(tmp_path, model_folder, data, spec={"max_length": 100})
+
+
+def test_held_out_rows_have_their_own_account(model_folder, tmp_path):
+    files = {"data": kit.write(tmp_path / "d.jsonl", GOOD), "eval": kit.write(tmp_path / "e.jsonl", [*GOOD, SAME])}
+    trained = kit.train(tmp_path, model_folder, **files)
+    assert set(listed(trained)) == {("eval", 13, "dropped")} and trained.result.judged == 12
+
+
+def test_a_held_out_share_that_cannot_be_used_does_not_end_training(model_folder, tmp_path, capsys):
+    rows = [*GOOD, *({**LONG, "prompt": f"{i}{'p' * 300}"} for i in range(40))]
+    data = kit.write(tmp_path / "d.jsonl", rows)
+    trained = kit.train(tmp_path, model_folder, data, eval="0.02", spec={"max_length": 100})
+    assert trained.result is None and trained.accounts[1].used == 0
+    assert "not evaluated: no rows are held out" in capsys.readouterr().err
+
+
+def test_eval_files_that_cannot_be_used_are_an_error(model_folder, tmp_path):
+    with pytest.raises(BadInput, match="no row of the eval data can be used"):
+        kit.train(tmp_path, model_folder, kit.pairs(tmp_path), eval=kit.write(tmp_path / "e.jsonl", [SAME]))
+
+
+def test_items_of_another_kind(model_folder, tmp_path):
+    labelled = kit.write(tmp_path / "l.jsonl", kit.labelled_rows())
+    with pytest.raises(BadInput, match=r"learns from preference pairs or rankings, but .*l.jsonl:1 holds labelled"):
+        kit.train(tmp_path / "a", model_folder, labelled)
+    with pytest.raises(BadInput, match=r"learns from labelled answers, but .* holds preference pairs; choose the kind"):
+        kit.train(tmp_path / "b", model_folder, kit.pairs(tmp_path), kind="outcome")
+    mixed = (kit.pairs(tmp_path), labelled)
+    with pytest.raises(BadInput, match="holds labelled answers"):
+        kit.train(tmp_path / "c", model_folder, mixed)
+
+
+def test_one_class_only(model_folder, tmp_path):
+    rows = [{**row, "label": 1.0} for row in kit.labelled_rows()]
+    data = kit.write(tmp_path / "l.jsonl", rows)
+    with pytest.raises(BadInput, match="train data: every label is 1, so there is nothing to learn; add answers"):
+        kit.train(tmp_path, model_folder, data, kind="outcome")
+
+
+def test_one_class_only_on_the_held_out_side(model_folder, tmp_path):
+    rows = kit.labelled_rows()
+    files = {"data": kit.write(tmp_path / "l.jsonl", rows), "eval": kit.write(tmp_path / "e.jsonl", rows[:1])}
+    trained = kit.train(tmp_path, model_folder, **files, kind="outcome")
+    assert trained.result.judged == 1 and trained.result.figure("AUC") is None
+
+
+def test_labels_out_of_range_are_dropped_and_named(model_folder, tmp_path):
+    rows = kit.labelled_rows()
+    data = kit.write(tmp_path / "l.jsonl", [*rows, {**rows[0], "label": 7.0}, {**rows[0], "label": float("nan")}])
+    trained = kit.train(tmp_path, model_folder, data, kind="outcome")
+    found = listed(trained)
+    assert "label 7 is not in 0 to 1" in found["train", 25, "dropped"] and ("train", 26, "dropped") in found
+
+
+def test_rows_that_all_weigh_nothing(model_folder, tmp_path):
+    data = kit.write(tmp_path / "d.jsonl", [{**row, "weight": 0.0} for row in GOOD])
+    with pytest.raises(BadInput, match="every row of the train data has the weight 0"):
+        kit.train(tmp_path, model_folder, data)
+
+
+def test_mixture_weights(model_folder, tmp_path):
+    one = kit.write(tmp_path / "one.jsonl", arithmetic.pair_rows(8))
+    two = kit.write(tmp_path / "two.jsonl", arithmetic.pair_rows(8, seed=1))
+    trained = kit.train(tmp_path, model_folder, (f"{one}@2", f"{two}@0.5"))
+    assert trained.accounts[0].used == 20
+    assert len(kit.losses(trained)) == 3  # of 8 rows
+
+
+def test_non_utf8_and_long_texts(model_folder, tmp_path):
+    data = kit.write(tmp_path / "d.jsonl", [*GOOD, {"prompt": "p", "chosen": "x" * 200_000, "rejected": "b"}])
+    trained = kit.train(tmp_path, model_folder, data)
+    assert listed(trained) == {("train", 13, "dropped"): "longer than max_length"}
+    (tmp_path / "latin.jsonl").write_bytes('{"prompt": "é", "chosen": "a", "rejected": "b"}\n'.encode("latin-1"))
+    with pytest.raises(BadInput, match="UTF-8"):
+        kit.train(tmp_path / "b", model_folder, str(tmp_path / "latin.jsonl"))
