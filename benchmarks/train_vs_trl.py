@@ -93,7 +93,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--pairs", type=int, default=256, help="training pairs (default 256)")
-    parser.add_argument("--steps", type=int, default=40, help="optimiser steps of each training (default 40)")
+    parser.add_argument("--steps", type=int, default=34, help="optimiser steps of each training (default 34)")
     parser.add_argument("--repeats", type=int, default=3, help="trainings of each side, taking turns (default 3)")
     parser.add_argument("--threads", type=int, default=2, help="threads of each side (default 2)")
     options = parser.parse_args()

@@ -21,6 +21,9 @@ from karat.rewards._local import LocalModel, golden_values
 from karat.spec import FILE_NAME, RewardSpec
 from karat.types import BadInput, CheckpointError, KaratError, Message, Refused, Reward
 
+# Python 3.12 warns of a fork beside threads; xdist has one.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
 LAST = ("llama", "gpt2", "opt", "gpt_neox", "bloom", "qwen3", "mistral")
 ARCHITECTURES = (*LAST, "bert", "roberta", "electra", "distilbert", "deberta-v2")
 TEXTS = ("four", "It is 4, since 2+2=4.", "")

@@ -15,6 +15,9 @@ from karat.rewards import _offline
 from karat.rewards._offline import check_output, score_file, score_rows
 from karat.types import BadInput
 
+# Python 3.12 warns of a fork beside threads; xdist has one.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
 ROWS = [{"id": i, "prompt": f"{i}+{i}?", "response": f"It is {2 * i}." + "!" * (i % 7)} for i in range(23)]
 
 

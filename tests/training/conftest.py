@@ -1,4 +1,4 @@
-"""Runs are many and small: what they share is set up once, and the page of a report is drawn only where it is tested."""
+"""Runs are many and small: what they share is set up once, and reports are drawn only where they are tested."""
 
 import gc
 

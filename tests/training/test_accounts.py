@@ -66,7 +66,7 @@ def test_answers_that_render_alike_are_dropped(tmp_path):
 
 def test_none_left_is_an_error_with_the_reasons(model_folder, tmp_path):
     data = kit.write(tmp_path / "d.jsonl", [LONG, SAME])
-    with pytest.raises(BadInput, match="no row of the train data can be used: .*longer than max_length.*same tokens"):
+    with pytest.raises(BadInput, match=r"no row of the train data can be used: .*longer than max_length.*same tokens"):
         kit.train(tmp_path, model_folder, data, spec={"max_length": 100})
 
 

@@ -1,4 +1,4 @@
-"""Settings and circumstances that cannot work end in one sentence with the mend, and nothing is lost or half written."""
+"""Settings and circumstances that cannot work end in one sentence with the mend; nothing is lost or half written."""
 
 import os
 import resource
@@ -8,6 +8,7 @@ import sys
 import kit
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import toys
 from karat.models import scratch
@@ -39,7 +40,7 @@ def test_one_file_or_share_need_not_be_a_list():
     made = TrainConfig.make(**{**BASE, "data": "d.jsonl", "eval": 0.25})
     assert made.data == ("d.jsonl",) and made.held_out_share == 0.25 and made.eval_files == ()
     assert TrainConfig.make(**BASE, eval=("a.jsonl", "b.jsonl")).eval_files == ("a.jsonl", "b.jsonl")
-    with pytest.raises(BadInput, match="a share from 0 to under 1, not 1.5"):
+    with pytest.raises(BadInput, match=r"a share from 0 to under 1, not 1\.5"):
         _ = TrainConfig.make(**BASE, eval="1.5").held_out_share
 
 
@@ -116,7 +117,7 @@ def test_output_is_there_already(model_folder, tmp_path):
 
 def test_output_cannot_be_written(model_folder, tmp_path):
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(BadInput, match="cannot be written to .* choose another --output"):
+    with pytest.raises(BadInput, match=r"cannot be written to .* choose another --output"):
         kit.train(tmp_path, model_folder, kit.pairs(tmp_path), output=tmp_path / "file" / "out")
 
 
@@ -135,10 +136,12 @@ def test_a_loss_that_is_no_number_ends_training_and_is_not_saved(tmp_path, monke
         return loss(self, *args, **kwargs) * (float("nan") if self.state.global_step == 3 else 1.0)
 
     monkeypatch.setattr(run.RewardTrainer, "compute_loss", diverging)
-    with pytest.raises(BadInput, match="training diverged: the loss is nan at step 4; use a learning_rate below 0.001"):
+    with pytest.raises(
+        BadInput, match=r"training diverged: the loss is nan at step 4; use a learning_rate below 0.001"
+    ):
         kit.train(tmp_path, model, data, epochs=4.0)
     assert not (tmp_path / "out").exists()
-    kept = kit.load_file(tmp_path / "out.partial" / "checkpoint-3" / "model.safetensors")
+    kept = load_file(tmp_path / "out.partial" / "checkpoint-3" / "model.safetensors")
     assert all(torch.isfinite(t).all() for t in kept.values())
 
 
@@ -153,7 +156,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch):
             self.param_groups[0]["params"][0].fill_(float("inf"))
 
     monkeypatch.setattr(torch.optim.AdamW, "step", breaking)
-    with pytest.raises(BadInput, match="training diverged: .* has weights that are no numbers at step 1"):
+    with pytest.raises(BadInput, match=r"training diverged: .* has weights that are no numbers at step 1"):
         kit.train(tmp_path, model, kit.pairs(tmp_path, 8))
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("out.partial/checkpoint-*"))
 
@@ -167,7 +170,7 @@ def test_a_learning_rate_far_too_high(model_folder, tmp_path, rate):
         assert "training diverged" in str(error) and f"learning_rate below {rate:g}" in str(error)
         assert not (tmp_path / "out").exists()
     else:
-        saved = kit.load_file(trained.folder / "model.safetensors")
+        saved = load_file(trained.folder / "model.safetensors")
         assert all(torch.isfinite(t).all() for t in saved.values())
         assert all(abs(loss) < float("inf") for loss in kit.losses(trained)) and trained.result.judged == 5
 

@@ -141,8 +141,9 @@ def test_a_run_trains_in_a_thread_where_signals_cannot_be_caught(model_folder, t
 
 
 def command(model, data, output):
-    settings = ["train", "bradley_terry", "--eval", "0.1", "--batch-size", "4", "--learning-rate", "1e-3", "--epochs", "8"]
-    return [sys.executable, "-m", "karat", *settings, "--model", str(model), "--data", data, "--output", str(output)]
+    settings = ["--batch-size", "4", "--learning-rate", "1e-3", "--epochs", "8", "--eval", "0.1"]
+    paths = ["--model", str(model), "--data", data, "--output", str(output)]
+    return [sys.executable, "-m", "karat", "train", "bradley_terry", *settings, *paths]
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,45 @@ from collections.abc import Collection
 from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
 DEVICE = typer.Option("auto", help="auto, cpu, cuda, cuda:1, …")
 DTYPE = typer.Option("auto", help="auto (float32 on a CPU, the checkpoint's own on a GPU), float32, bfloat16, …")
 JSON = typer.Option(False, "--json", help="Print JSON on stdout, for programs.")
 
+
+class _Open(TyperCommand):
+    """A command that keeps options that it does not know, with their values, in `context.args`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take the unknown ones out first: their values would pass for arguments."""
+        known = {flag for parameter in self.params for flag in (*parameter.opts, *parameter.secondary_opts)} | {
+            "--help"
+        }
+        own: list[str] = []
+        others: list[str] = []
+        words = list(args)
+        while words:
+            word = words.pop(0)
+            if not word.startswith("--") or word.partition("=")[0] in known:
+                own.append(word)
+                if word in known and not _is_flag(self, word) and words:
+                    own.append(words.pop(0))
+                continue
+            others.append(word)
+            if "=" not in word and words and not words[0].startswith("--"):
+                others.append(words.pop(0))
+        left: list[str] = super().parse_args(ctx, own)
+        ctx.args = [*left, *others]
+        return list(ctx.args)
+
+
+def _is_flag(command: TyperCommand, word: str) -> bool:
+    return word == "--help" or any(word in p.opts and getattr(p, "is_flag", False) for p in command.params)
+
+
 # A verb with these settings takes further `--name value` options and sorts them out itself.
-OPEN = {"context_settings": {"allow_extra_args": True, "ignore_unknown_options": True}}
+OPEN: dict[str, Any] = {"cls": _Open}
 
 
 def extra(context: typer.Context, known: Collection[str]) -> dict[str, Any]:

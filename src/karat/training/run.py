@@ -86,10 +86,10 @@ def run(config: TrainConfig) -> Trained:
 
 def _run(config: TrainConfig, state: PartialState) -> Trained:
     settings = _trainer_settings(config)
+    made = kind(config.kind, config.options)
     with state.main_process_first():
         work = _work.open_work(config)
     set_seed(config.seed)
-    made = kind(config.kind, config.options)
     (train, train_account), (rest, rest_account) = _data.read_both(config)
     with state.main_process_first():
         model = _starting_model(config, work, train, made)

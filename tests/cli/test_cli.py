@@ -1,0 +1,121 @@
+"""The command as a person uses it: what it prints, where, and with which exit code."""
+
+import json
+import sys
+
+import pytest
+
+import toys
+from karat.cli import base
+
+PAIRS = [{"prompt": f"What is {i}+1?", "chosen": f"{i + 1}", "rejected": f"{i + 3}!"} for i in range(24)]
+
+
+@pytest.fixture
+def karat(monkeypatch, capsys):
+    """Run the command in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["karat", *map(str, arguments)])
+        code = 0
+        try:
+            base.main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    return path
+
+
+def test_train_score_eval_doctor(karat, tmp_path, pairs, model_folder):
+    output = tmp_path / "trained"
+    settings = ("--learning-rate", "1e-3", "--batch-size", "8", "--center", "0.01", "--weight-decay", "0.01")
+    code, out, err = karat(
+        "train", "bradley_terry", "--model", model_folder, "--data", pairs, "--output", output, "--json", *settings
+    )
+    assert code == 0, err
+    assert json.loads(out)["folder"] == str(output)
+    assert "train: " in err and "rows used" in err
+    kept = (output / "run.yaml").read_text()
+    assert "center: 0.01" in kept and "weight_decay: 0.01" in kept
+    assert {"report.html", "summary.json", "reward_spec.json", "log.jsonl"} <= {p.name for p in output.iterdir()}
+
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text('{"id": 7, "prompt": "What is 1+1?", "response": "2"}\n')
+    code, out, _ = karat("score", output, answers)
+    row = json.loads(out)
+    assert code == 0 and row["id"] == 7 and isinstance(row["reward"], float) and row["unscored"] is None
+    code, out, err = karat("score", output, answers, "--output", tmp_path / "scores.parquet")
+    assert code == 0 and "scored 1 of 1 rows" in out
+
+    code, out, err = karat("eval", output, pairs, "--output", tmp_path / "found", "--json")
+    assert code == 0, err
+    assert json.loads(out)[0]["judged"] == 24
+    assert (tmp_path / "found" / "report.html").is_file()
+
+    code, out, _ = karat("doctor", output)
+    assert code == 0 and "golden scores" in out and "WRONG" not in out
+
+
+def test_settings_from_yaml_and_options_that_win(karat, tmp_path, pairs, model_folder):
+    file = tmp_path / "run.yaml"
+    file.write_text(f"kind: bradley_terry\nmodel: {model_folder}\ndata: [{pairs}]\nepochs: 3\nseed: 5\n")
+    code, _, err = karat("train", "--config", file, "--output", tmp_path / "o", "--epochs", "1", "--max-steps", "1")
+    assert code == 0, err
+    kept = (tmp_path / "o" / "run.yaml").read_text()
+    assert "epochs: 1.0" in kept and "seed: 5" in kept
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["scor"], 2, "score"),
+        (["score"], 2, "MODEL"),
+        (["train", "bradley_terry", "--lerning-rate", "1"], 2, "learning-rate"),
+        (["train", "bradley_terry", "--centre", "1"], 2, "center"),
+        (["train", "bradley_terry", "--model", "m"], 2, "give data, output"),
+        (["train", "bradley_tery", "--model", "m", "--data", "d", "--output", "no/o"], 1, "bradley_terry"),
+        (["score", "no-such-folder/x/y", "a.jsonl"], 1, "no folder"),
+        (["score", "m", "a.jsonl", "--output", "scores.xlsx"], 1, ".parquet"),
+        (["score", "m", "a.jsonl", "--poling", "mean"], 2, "pooling"),
+        (["kinds", "outcom"], 1, "outcome"),
+    ],
+)
+def test_mistakes_get_a_sentence_and_an_exit_code(karat, tmp_path, monkeypatch, arguments, code, said):
+    monkeypatch.chdir(tmp_path)
+    got, out, err = karat(*arguments)
+    assert got == code and out == ""
+    assert said.lower() in err.lower() and "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_key_in_yaml(karat, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("kind: bradley_terry\nmodle: x\ndata: [y]\noutput: z\nmodel: m\n")
+    code, _, err = karat("train", "--config", file)
+    assert code == 1 and "'modle'" in err and "'model'" in err
+
+
+def test_kinds_and_formats_for_programs(karat):
+    code, out, _ = karat("kinds", "--json")
+    assert code == 0 and set(json.loads(out)) >= {"bradley_terry", "outcome"}
+    code, out, _ = karat("formats", "--json")
+    assert code == 0 and set(json.loads(out)) >= {"preference", "hh", "outcome", "kwise"}
+    code, out, _ = karat("kinds", "bradley_terry")
+    assert code == 0 and "--center" in out
+
+
+def test_doctor_says_what_is_wrong(karat, tmp_path):
+    folder = toys.save(tmp_path / "m")
+    (folder / "model.safetensors").write_bytes(b"not weights")
+    code, out, _ = karat("doctor", folder, "--json")
+    (finding,) = json.loads(out)
+    assert code == 1 and not finding["ok"]
