@@ -123,6 +123,7 @@ def benchmark(options: argparse.Namespace, work: Path) -> dict[str, Any]:
             "learning_rate": LEARNING_RATE,
             "max_length": MAX_LENGTH,
             **SETTINGS,
+            "found_in_trl": {name: first["trl"][name] for name in ("checkpointing", "dtype")},
         },
         "parity": parity(first, _ids(loaded["karat"], data.train), margins),
         "held_out": held_out(margins, own),

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import karat
 import toys
+from karat.models import backbone as backbones
 from karat.models import checkpoint
 from karat.models._parts import HEAD_FILE
 from karat.rewards._local import LocalModel, golden_values
@@ -613,3 +614,12 @@ def test_the_folder_holds_json_and_safetensors_only(saved):
     for golden in spec.golden:
         (found,) = local.score(golden.prompt, [golden.response])
         assert isinstance(found, Reward) and found.value == pytest.approx(golden.value, abs=1e-5)
+
+
+def test_a_lora_adapter_names_its_base_by_hub_id(tmp_path, model_folder, monkeypatch):
+    monkeypatch.setattr(backbones, "_snapshot", lambda hub_id: model_folder)
+    parts = checkpoint.start("owner/name", RewardSpec(kind="bradley_terry"))
+    checkpoint.add_lora(parts, {"r": 2})
+    checkpoint.save(parts, tmp_path / "adapter", golden_values)
+    saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert saved["base_model_name_or_path"] == "owner/name"

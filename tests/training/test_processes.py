@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.full
-# All that the launcher would otherwise print its own words about.
-DEFAULTS = ["--cpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+# `--cpu --num_processes 2` would start one process only (accelerate 1.15): without GPUs too it is `--multi_gpu` that
+# starts several. The rest is all that the launcher would otherwise print its own words about.
+DEFAULTS = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 LAUNCH = [
     str(Path(sys.executable).with_name("accelerate")),
-    *["launch", "--num_processes", "2", *DEFAULTS, "-m", "karat"],
+    *["launch", "--multi_gpu", "--num_processes", "2", *DEFAULTS, "-m", "karat"],
 ]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -95,5 +96,6 @@ def test_stopping_one_process_stops_both_at_one_step(model_folder, tmp_path):
             break
     said += process.communicate(timeout=200)[1]
     assert said.count("karat: stopped after step") == 1
+    assert list(tmp_path.glob("out.partial/checkpoint-*/rng_state_1.pth"))  # there were two
     launched(LAUNCH, model_folder, data, tmp_path / "out", "--epochs", "20")
     assert [x["step"] for x in log(tmp_path / "out") if "loss" in x] == list(range(1, 161))

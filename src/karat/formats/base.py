@@ -162,7 +162,9 @@ def load(source: Source | str | os.PathLike[str], format: str | None = None) -> 
     name = detect(sample, source.path) if format is None else format
     items, problems = _read(get(name), selected, list(sample), source.path)
     if not items:
-        raise BadInput(f"none of the {len(selected)} rows of {source} can be used as {name}; the first is {problems[0]}")
+        raise BadInput(
+            f"none of the {len(selected)} rows of {source} can be used as {name}; the first is {problems[0]}"
+        )
     return Loaded(items, problems, name, len(selected), source)
 
 

@@ -93,6 +93,8 @@ def start(path: str | Path, spec: RewardSpec, device: str = "auto", dtype: str =
     spec = spec.model_copy(update={"render": render_part(tokenizer, spec.render, append_eos=True)})
     model, missing = classifier(folder, device, dtype)
     base = getattr(model, model.base_model_prefix)
+    # What a LoRA adapter calls its base: a hub id says more elsewhere than the folder it was fetched to.
+    model.name_or_path = base.name_or_path = str(path) if folder != Path(path) else str(folder.absolute())
     layout = probe(model, base)
     if layout is None or not _fits(layout, spec):
         return apart(base, base, Head(spec.head, base.config.hidden_size), None, tokenizer, spec)
@@ -292,9 +294,6 @@ def _save_tokenizer(parts: Parts, folder: Path) -> None:
 
 
 def _save_adapter(parts: Parts, folder: Path, tensors: dict[str, Tensor]) -> None:
-    config = parts.model.peft_config["default"]
-    base = Path(str(config.base_model_name_or_path))
-    config.base_model_name_or_path = str(base.absolute()) if base.is_dir() else str(base)
     inner = parts.model.base_model.model
     for name, tensor in tensors.items() if parts.layout else ():
         inner.get_parameter(_wrapped(parts.layout, name)).data.copy_(tensor)  # type: ignore[arg-type]

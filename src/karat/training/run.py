@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from accelerate import PartialState
 from safetensors.torch import load_model
@@ -75,7 +76,8 @@ def run(config: TrainConfig) -> Trained:
         Interrupted: stopped by a signal, with a checkpoint to go on from.
         CheckpointError: the result could not be written.
     """
-    state = PartialState()
+    # Without `cpu`, accelerate takes the processes of a launcher on a machine without GPUs for so many single ones.
+    state = PartialState(cpu=not torch.cuda.is_available())
     try:
         return _run(config, state)
     except KaratError:
