@@ -39,7 +39,7 @@ class Run:
         return [*parts, "--eval", self.eval.format(data=data), *self.options.split()]
 
 
-_CUT = "--max-length 512 --over-length cut_prompt"
+_CUT = "--max-length 256 --over-length cut_prompt"
 _HH = (HH + "[:1800]", HH + "[-512:]")
 RUNS = (
     Run("HH, decoder from scratch", "bradley_terry", SCRATCH, *_HH, f"{_CUT} --learning-rate 5e-4 --epochs 2"),
