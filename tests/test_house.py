@@ -27,7 +27,7 @@ ORDER = [
     {"engine"},
     {"models"},
     {"formats"},
-    {"spec", "losses", "metrics", "arithmetic"},
+    {"spec", "losses", "metrics", "arithmetic", "members"},
     {"types"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from karat.types import BadInput, CheckpointError
+from karat.types import BadInput, CheckpointError, nearest
 
 FILE_NAME = "reward_spec.json"
 
@@ -117,19 +117,6 @@ def one_line(error: ValidationError) -> str:
         given = "" if problem["type"] == "missing" else f" (it is {problem['input']!r:.60})"
         parts.append(f"{name}: {problem['msg'].lower()}{given}")
     return "; ".join(parts)
-
-
-def nearest(name: str, known: Any) -> str:
-    """`; did you mean 'x'?` where a known word is close, else the list of them.
-
-    >>> nearest("poling", ["pooling", "head"])
-    "; did you mean 'pooling'?"
-    """
-    import difflib
-
-    words = sorted(known)
-    close = difflib.get_close_matches(name, words, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(words)}"
 
 
 def ids_hash(ids: Any) -> str:

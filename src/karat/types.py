@@ -3,6 +3,7 @@
 Nothing here knows about tokens, tensors or files. Units and ranges of every number are stated where it is declared.
 """
 
+import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,17 @@ class BadInput(KaratError, ValueError):
 
 class CheckpointError(KaratError):
     """A checkpoint cannot be written or does not hold what its spec says."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` where a known word is close, else the list of them.
+
+    >>> nearest("poling", ["pooling", "head"])
+    "; did you mean 'pooling'?"
+    """
+    words = sorted(known)
+    close = difflib.get_close_matches(name, words, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(words)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,7 +156,7 @@ def test_unknown_columns_name_what_is_expected_nearest_first():
 
 def test_an_unknown_format_names_the_nearest(tmp_path):
     path = save(tmp_path, {"chosen": "a", "rejected": "b"})
-    with pytest.raises(BadInput, match="no format 'preferences'; the nearest is 'preference'"):
+    with pytest.raises(BadInput, match="no format 'preferences'; did you mean 'preference'"):
         base.load(path, "preferences")
 
 

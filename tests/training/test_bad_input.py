@@ -77,7 +77,7 @@ def test_yaml(tmp_path, content):
         ({"trainer": {"gradient_accumulation_steps": 3}}, "batch_size=8 cannot be split into 3 equal parts"),
         ({"method": "lora", "lora": {"rank": 3}}, "peft refuses the LoRA options"),
         ({"method": "lora", "lora": {"target_modules": ["none_such"]}}, "peft refuses the LoRA options"),
-        ({"format": "hhh"}, "there is no format 'hhh'; the nearest is 'hh'"),
+        ({"format": "hhh"}, "no format 'hhh'; did you mean 'hh'?"),
         ({"data": "none.jsonl"}, "none.jsonl"),
         ({"data": "{data}[90:]"}, "selects no rows"),
         ({"eval": "none.jsonl"}, "none.jsonl"),

@@ -62,7 +62,7 @@ def extra(context: typer.Context, known: Collection[str]) -> dict[str, Any]:
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
         if name not in known:
-            from karat.spec import nearest
+            from karat.types import nearest
 
             own = {str(parameter.name) for parameter in context.command.params}
             hint = nearest(name, own | set(known)).replace("_", "-")

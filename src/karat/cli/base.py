@@ -4,14 +4,11 @@ Importing a verb is light: what it calls is imported when it runs.
 """
 
 import os
-import pkgutil
 import sys
-from importlib import import_module
-from pathlib import Path
-from typing import Any
 
 import typer
 
+from karat import members
 from karat.types import KaratError
 
 
@@ -25,11 +22,9 @@ def app() -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        if module.name != "base" and not module.name.startswith("_"):
-            verb: Any = import_module(f"karat.cli.{module.name}")
-            summary = str(verb.__doc__).splitlines()[0].partition(": ")[2]
-            made.command(module.name, short_help=summary, **getattr(verb, "SETTINGS", {}))(verb.command)
+    for name, line in members.describe("cli").items():
+        verb = members.load("cli", name, "verb")
+        made.command(name, short_help=line.partition(": ")[2], **getattr(verb, "SETTINGS", {}))(verb.command)
     made.callback()(_callback)
     return made
 

@@ -3,15 +3,13 @@
 A member is a file of this folder without an underscore; it holds `ITEM`, the class it evaluates, and `run`.
 """
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, cast
 
 import numpy.typing as npt
 
-from karat import types
+from karat import members, types
 from karat.types import BadInput, Example, Item
 
 Scorer: TypeAlias = Callable[[Sequence[Example]], Sequence[types.Result]]
@@ -94,19 +92,16 @@ class Evaluation(Protocol):
 
 def names() -> tuple[str, ...]:
     """The evaluations there are, as the user types them."""
-    files = Path(__file__).parent.glob("*.py")
-    return tuple(sorted(f.stem for f in files if not f.stem.startswith("_") and f.stem != "base"))
+    return tuple(members.describe("evaluation"))
 
 
 def find(name: str) -> Evaluation:
     """The evaluation of that name.
 
     Raises:
-        BadInput: there is none.
+        BadInput: there is none; names the nearest.
     """
-    if name not in names():
-        raise BadInput(f"there is no evaluation {name!r}: choose one of {', '.join(names())}")
-    return cast(Evaluation, importlib.import_module(f"karat.evaluation.{name}"))
+    return cast(Evaluation, members.load("evaluation", name, "evaluation"))
 
 
 def evaluate(

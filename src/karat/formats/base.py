@@ -4,17 +4,14 @@ A member is a module of this folder. Its file name is the word a user types, and
 what `karat formats` prints. Nothing here knows about tokens or tensors; pyarrow and datasets are imported on use.
 """
 
-import ast
 import difflib
-import importlib
 import os
-import pkgutil
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast
 
+from karat import members
 from karat.formats._columns import unsupported
 from karat.formats._files import Row, read_rows, write_rows
 from karat.formats._sources import Source, mix, parse_source, prompt_key, select, split_by_prompt
@@ -85,18 +82,12 @@ class Loaded:
 
 def names() -> list[str]:
     """The formats, by name."""
-    found = (m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]))
-    return sorted(n for n in found if not n.startswith("_") and n != "base")
+    return list(describe())
 
 
 def describe() -> dict[str, str]:
     """One sentence for each format, read from its file without importing it."""
-    return {name: _first_line(Path(__file__).with_name(f"{name}.py")) for name in names()}
-
-
-def _first_line(path: Path) -> str:
-    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return docstring.partition("\n")[0]
+    return members.describe("formats")
 
 
 def get(name: str) -> Format:
@@ -105,11 +96,7 @@ def get(name: str) -> Format:
     Raises:
         BadInput: there is none; the message names the nearest.
     """
-    known = names()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        raise BadInput(f"there is no format {name!r}; the nearest is {near[0]!r} of {', '.join(known)}")
-    return cast(Format, importlib.import_module(f"karat.formats.{name}"))
+    return cast(Format, members.load("formats", name, "format"))
 
 
 def detect(sample: Mapping[str, Any], where: str = "the data") -> str:

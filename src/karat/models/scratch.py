@@ -7,8 +7,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from karat.spec import nearest
-from karat.types import BadInput
+from karat.types import BadInput, nearest
 
 WORD = "scratch"
 

@@ -3,17 +3,14 @@
 A kind is a file of this folder; its name is the word that users type and its first line is what `karat kinds` prints.
 """
 
-import ast
-import pkgutil
 from collections.abc import Iterable, Iterator, Sequence
-from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from karat.spec import nearest, one_line
-from karat.types import BadInput, Example, Item, Prompt, Result, Reward
+from karat import members
+from karat.spec import one_line
+from karat.types import BadInput, Example, Item, Prompt, Result, Reward, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,14 +88,7 @@ class Kind(Protocol):
 
 def kinds() -> dict[str, str]:
     """Every kind and its one-line description, read without importing it."""
-    folder = Path(__file__).parent
-    names = sorted(m.name for m in pkgutil.iter_modules([str(folder)]) if m.name != "base" and m.name[0] != "_")
-    return {name: first_line(folder / f"{name}.py") for name in names}
-
-
-def first_line(path: Path) -> str:
-    """The first line of a module's docstring."""
-    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0]
+    return members.describe("rewards")
 
 
 def kind(name: str, options: dict[str, Any] | None = None) -> Kind:
@@ -107,7 +97,7 @@ def kind(name: str, options: dict[str, Any] | None = None) -> Kind:
     Raises:
         BadInput: there is no such kind, or it has no such option; names the nearest.
     """
-    module = _module(name)
+    module = members.load("rewards", name, "kind")
     known = module.KIND.Options.model_fields
     for option in options or {}:
         if option not in known:
@@ -121,10 +111,4 @@ def kind(name: str, options: dict[str, Any] | None = None) -> Kind:
 
 def option_names(name: str) -> dict[str, Any]:
     """The training options of a kind and their defaults."""
-    return {n: field.default for n, field in _module(name).KIND.Options.model_fields.items()}
-
-
-def _module(name: str) -> Any:
-    if name not in kinds():
-        raise BadInput(f"no kind {name!r}{nearest(name, kinds())}")
-    return import_module(f"karat.rewards.{name}")
+    return {n: field.default for n, field in members.load("rewards", name, "kind").KIND.Options.model_fields.items()}

@@ -6,8 +6,8 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from karat.spec import nearest, one_line
-from karat.types import BadInput
+from karat.spec import one_line
+from karat.types import BadInput, nearest
 
 # Learning rate and epochs where none are given: what the field uses for each way to train.
 DEFAULTS = {"full": (1e-5, 1.0), "lora": (1e-4, 1.0), "frozen": (1e-3, 20.0)}

@@ -28,14 +28,14 @@ from karat.models.checkpoint import Parts
 from karat.models.render import Renderer
 from karat.rewards._local import LocalModel, RewardModule, golden_values
 from karat.rewards.base import Kind, kind
-from karat.spec import RewardSpec, nearest
+from karat.spec import RewardSpec
 from karat.training import _data, _work
 from karat.training._data import Account, Row
 from karat.training._forward import StoredForward
 from karat.training._progress import Progress, StopOnSignal
 from karat.training.config import TrainConfig
 from karat.training.loop import Collator, RewardTrainer, arguments, mean_loss
-from karat.types import BadInput, Item, KaratError, Pair, Ranking, Result, Reward
+from karat.types import BadInput, Item, KaratError, Pair, Ranking, Result, Reward, nearest
 
 # Trainer's settings that karat has under another name, or needs as they are.
 _RESERVED = {
@@ -80,6 +80,10 @@ def run(config: TrainConfig) -> Trained:
     state = PartialState(cpu=not torch.cuda.is_available())
     try:
         return _run(config, state)
+    except Interrupted:
+        if not state.is_main_process:
+            sys.exit(1)  # all were stopped at the same step, and the first process says so
+        raise
     except KaratError:
         if not state.is_main_process:
             time.sleep(_PATIENCE)  # the first process says the same, and its end ends this one
