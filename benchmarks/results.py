@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 HH = "{data}/hh_rlhf_harmless/test.jsonl.gz"
 SOLUTIONS = "{data}/gsm8k_model_solutions/example_model_solutions.jsonl.gz"
-SCRATCH = "scratch:hidden=192,layers=3,vocab=4096"
+SCRATCH = "scratch:hidden=128,layers=2,vocab=4096"
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,10 @@ class Run:
 _CUT = "--max-length 256 --over-length cut_prompt"
 _HH = (HH + "[:1800]", HH + "[-512:]")
 RUNS = (
-    Run("HH, decoder from scratch", "bradley_terry", SCRATCH, *_HH, f"{_CUT} --learning-rate 5e-4 --epochs 2"),
+    Run("HH, decoder from scratch", "bradley_terry", SCRATCH, *_HH, f"{_CUT} --learning-rate 1e-3"),
     Run("HH, MiniLM frozen", "bradley_terry", "minilm", *_HH, f"{_CUT} --method frozen --pooling mean"),
     Run("HH, MiniLM fine-tuned", "bradley_terry", "minilm", *_HH, f"{_CUT} --pooling mean --learning-rate 3e-5"),
-    Run(
-        "GSM8K, decoder from scratch", "outcome", SCRATCH, SOLUTIONS, "0.25", f"{_CUT} --learning-rate 5e-4 --epochs 2"
-    ),
+    Run("GSM8K, decoder from scratch", "outcome", SCRATCH, SOLUTIONS, "0.25", f"{_CUT} --learning-rate 1e-3"),
     Run("GSM8K, MiniLM frozen", "outcome", "minilm", SOLUTIONS, "0.25", f"{_CUT} --method frozen --pooling mean"),
     Run(
         "GSM8K, MiniLM fine-tuned",

@@ -119,3 +119,12 @@ def test_doctor_says_what_is_wrong(karat, tmp_path):
     code, out, _ = karat("doctor", folder, "--json")
     (finding,) = json.loads(out)
     assert code == 1 and not finding["ok"]
+
+
+def test_a_fault_of_karat_is_one_sentence_too(karat, monkeypatch):
+    def broken(**_):
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr("karat.rewards.base.kinds", broken)
+    code, out, err = karat("kinds")
+    assert code == 1 and out == "" and len(err.splitlines()) == 1 and "first line" in err

@@ -48,7 +48,9 @@ def stop_at(monkeypatch):
     return install
 
 
-@pytest.mark.parametrize(("method", "step"), [("full", 1), ("full", 5), ("lora", 5), ("frozen", 6)])
+@pytest.mark.parametrize(
+    ("method", "step"), [pytest.param("full", 1, marks=pytest.mark.full), ("full", 5), ("lora", 5), ("frozen", 6)]
+)
 def test_stopped_run_lands_where_the_other_does(model_folder, tmp_path, stop_at, monkeypatch, method, step, capfd):
     data = kit.pairs(tmp_path)
     settings = {**SETTINGS, "method": method, "eval": "0.2"}

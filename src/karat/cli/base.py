@@ -44,9 +44,18 @@ def main() -> None:
         fail(str(error))
     except KeyboardInterrupt:
         fail("stopped")
+    except MemoryError:
+        fail("out of memory; use a smaller model, batch_size or max_length")
     except BrokenPipeError:
         # The reader of our output has gone, as `karat score … | head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:  # the last resort: whatever comes is told in one sentence
+        if os.environ.get("KARAT_TRACEBACK"):
+            raise
+        line = (str(error).strip() or "no message").splitlines()[0]
+        fail(
+            f"{type(error).__name__}: {line}; this is a fault of karat: KARAT_TRACEBACK=1 shows where, please report it"
+        )
 
 
 def fail(message: str, code: int = 1) -> None:

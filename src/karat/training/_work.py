@@ -42,6 +42,10 @@ def open_work(config: TrainConfig) -> Path:
                 f"{work} holds an unfinished run with another {', '.join(changed)}; give the same settings to go on"
                 f" with it, or remove {work}"
             )
+    elif work.exists() and any(work.iterdir()) and PartialState().is_main_process:
+        raise BadInput(
+            f"{work} is there and holds no run ({_SETTINGS} is missing); remove it, or choose another --output"
+        )
     else:
         _write(record, yaml.safe_dump(settings, sort_keys=False))
     return work
