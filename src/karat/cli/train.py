@@ -50,7 +50,9 @@ def command(
     made = TrainConfig.make(**fields)
     from karat.training import run
 
-    _show(run.run(made), as_json)
+    trained = run.run(made)
+    if trained.first:  # of several processes, one speaks
+        _show(trained, as_json)
 
 
 def _add_extra(fields: dict[str, Any], context: typer.Context) -> None:
