@@ -27,7 +27,7 @@ ORDER = [
     {"engine"},
     {"models"},
     {"formats"},
-    {"spec", "losses", "metrics", "arithmetic", "members"},
+    {"spec", "losses", "metrics", "arithmetic", "members", "progress"},
     {"types"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

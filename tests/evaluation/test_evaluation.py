@@ -48,9 +48,9 @@ PAIRS = [pair("a", "w 2", "x 1"), pair("a", "y 1", "z 1"), pair("b", "aa 0", "b 
 
 
 def test_members_are_the_files():
-    assert names() == ("kwise", "outcome", "preference")
+    assert names() == ("kwise", "outcome", "preference", "rating")
     assert {find(name).ITEM for name in names()} == {Pair, Labelled, Ranking}
-    with pytest.raises(BadInput, match="choose one of kwise, outcome, preference"):
+    with pytest.raises(BadInput, match="known are kwise, outcome, preference, rating"):
         find("elo")
 
 

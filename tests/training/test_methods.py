@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 import karat
 import toys
 from karat.engine.padded import PaddedEngine
+from karat.evaluation._files import evaluate_file
 from karat.models import checkpoint
 from karat.rewards._local import load
 from karat.spec import RewardSpec
@@ -219,8 +220,14 @@ def test_ratings_are_learnt_by_squared_error(model_folder, tmp_path, real_report
     settings = {"kind": "outcome", "options": {"objective": "mse"}, "eval": "0.2", "epochs": 6.0, "learning_rate": 1e-2}
     trained = kit.train(tmp_path, model_folder, data, **settings)
     held_out = [line["eval_loss"] for line in trained.history if "eval_loss" in line]
-    assert trained.result is None and held_out[-1] < 0.5 * held_out[0]
-    assert (trained.folder / "report.html").is_file() and not (trained.folder / "summary.json").exists()
+    assert held_out[-1] < 0.5 * held_out[0]
+    summary = json.loads((trained.folder / "summary.json").read_text())
+    assert summary["evaluation"] == "rating" and summary["accuracy"] is None and len(summary["nulls_of"]) > 0
+    assert summary["figures"]["RMSE"]["value"] ** 2 == pytest.approx(held_out[-1], rel=1e-3)
+    assert [line["eval_Spearman correlation"] for line in trained.history if "eval_loss" in line]
+    assert "Predicted and true ratings" in (trained.folder / "report.html").read_text()
+    again = evaluate_file(karat.load(str(trained.folder)), data)  # the checkpoint knows what its rewards are
+    assert again.name == "rating" and again.judged == 40
     assert score(trained.folder, "7", ["xxxx"])[0] > score(trained.folder, "7", [""])[0]
 
 

@@ -1,5 +1,7 @@
 """Options that verbs share, and those that only a kind, a spec or transformers' Trainer knows."""
 
+import contextlib
+import json
 from collections.abc import Collection
 from typing import Any
 
@@ -51,8 +53,6 @@ def extra(context: typer.Context, known: Collection[str]) -> dict[str, Any]:
     Raises:
         typer.BadParameter: a name that is not in `known` (the nearest is named), or a word without a name.
     """
-    import yaml
-
     found: dict[str, Any] = {}
     words = list(context.args)
     while words:
@@ -69,8 +69,21 @@ def extra(context: typer.Context, known: Collection[str]) -> dict[str, Any]:
             raise typer.BadParameter(f"no option {word.partition('=')[0]}{hint}")
         if not equals:
             value = words.pop(0) if words and not words[0].startswith("--") else "true"
-        found[name] = yaml.safe_load(value)
+        found[name] = parsed(value)
     return found
+
+
+def parsed(text: str) -> Any:
+    """The value that an option's text stands for: a number, true or false, a JSON list or mapping, else the text.
+
+    >>> parsed("1e-2"), parsed("true"), parsed("no"), parsed("[0.5, 1]")
+    (0.01, True, 'no', [0.5, 1])
+    """
+    for read in (int, float, json.loads):
+        with contextlib.suppress(ValueError):
+            value = read(text)
+            return text if isinstance(value, str) or value is None else value
+    return text
 
 
 def spec_fields() -> set[str]:

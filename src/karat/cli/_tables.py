@@ -10,10 +10,17 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | No
     from rich.console import Console
     from rich.table import Table
 
+    # Without markup: tokens such as [/INST] are no tags.
     made = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(_plain, row))
     Console(highlight=False).print(made)
+
+
+def _plain(cell: str) -> Any:
+    from rich.text import Text
+
+    return Text(cell)
 
 
 def result(found: Any) -> None:

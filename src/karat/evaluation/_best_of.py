@@ -86,7 +86,9 @@ def _names(answers: object) -> tuple[str, ...]:
 
 
 def _points(size: int) -> list[int]:
-    """1, 2, 4, ... and the size itself."""
+    """Each n up to 16; beyond, 1, 2, 4, ... and the size itself."""
+    if size <= 16:
+        return list(range(1, size + 1))
     return sorted({2**k for k in range(size.bit_length())} | {size})
 
 

@@ -36,7 +36,8 @@ class Chart:
 
 def charts(result: Result, seed: int = 0) -> list[Chart]:
     """The charts of a result, in reading order; those without data are left out."""
-    made = [forest(result), distribution(result), reliability(result), length(result, seed), best_of(result)]
+    made = [forest(result), distribution(result), agreement(result, seed), reliability(result)]
+    made += [length(result, seed), best_of(result)]
     return [chart for chart in made if chart is not None]
 
 
@@ -84,7 +85,9 @@ def curves(title: str, series: Mapping[str, Sequence[tuple[int, float]]]) -> Cha
 
 
 def distribution(result: Result) -> Chart | None:
-    """Histogram of margins, or of rewards by outcome."""
+    """Histogram of margins, or of rewards by outcome; ratings have `agreement` instead."""
+    if "rating" in result.arrays:
+        return None
     if "margin" in result.arrays:
         margin = np.asarray(result.arrays["margin"], dtype=np.float64)
         rows = _margin_bars(margin)
@@ -95,6 +98,23 @@ def distribution(result: Result) -> Chart | None:
     means = [f"{name} {reward[side].mean():.3g}" for name, side in (("right", right), ("wrong", ~right)) if side.any()]
     alt = f"Rewards of right and wrong answers; means: {', '.join(means)}"
     return Chart("Rewards", alt, alt, _histogram(rows, "reward", stack=False))
+
+
+def agreement(result: Result, seed: int = 0) -> Chart | None:
+    """Predicted against true ratings; a seeded sample of at most 1,000 answers."""
+    if "rating" not in result.arrays:
+        return None
+    label, reward = (np.asarray(result.arrays[name], dtype=np.float64) for name in ("rating", "reward"))
+    rows = [{"rating": float(label[i]), "reward": float(reward[i])} for i in _drawn(label.size, seed)]
+    ends = [{"rating": float(end), "reward": float(end)} for end in (label.min(), label.max())]
+    x = _alt().X("rating:Q", title="rating", scale=_alt().Scale(zero=False))
+    y = _alt().Y("reward:Q", title="predicted rating", scale=_alt().Scale(zero=False))
+    ideal = _alt().Chart(_data(ends)).mark_line(color=QUIET, strokeDash=[4, 4], strokeWidth=1.5)
+    dots = _alt().Chart(_data(rows)).mark_point(filled=True, size=22, opacity=0.45, color=OWN)
+    sample = f", {len(rows):,} of {label.size:,} shown" if len(rows) < label.size else ""
+    words = f"Predictions from {reward.min():.3g} to {reward.max():.3g}, ratings from {label.min():.3g} to"
+    words = f"{words} {label.max():.3g}; dashed is ideal{sample}"
+    return Chart("Predicted and true ratings", words, words, _spec(ideal.encode(x=x, y=y) + dots.encode(x=x, y=y)))
 
 
 def reliability(result: Result) -> Chart | None:
@@ -122,8 +142,7 @@ def reliability(result: Result) -> Chart | None:
 def length(result: Result, seed: int = 0) -> Chart | None:
     """Reward against characters of the answer; a seeded sample of at most 1,000 answers."""
     lengths, reward = np.asarray(result.arrays["length"]), np.asarray(result.arrays["reward"])
-    names = ("rejected", "preferred") if "margin" in result.arrays else ("wrong", "right")
-    right = np.asarray(result.arrays["right"]).astype(int)
+    names, right = _sides(result)
     drawn = _drawn(lengths.size, seed)
     rows = [{"length": int(lengths[i]), "reward": float(reward[i]), "side": names[right[i]]} for i in drawn]
     chart = _alt().Chart(_data(rows)).mark_point(filled=True, size=22, opacity=0.45)
@@ -131,12 +150,20 @@ def length(result: Result, seed: int = 0) -> Chart | None:
         "length:Q", title="characters of the answer", scale=_alt().Scale(zero=False), axis=_alt().Axis(tickCount=8)
     )
     y = _alt().Y("reward:Q", title="reward")
-    colour = _colour("side:N", {names[1]: OWN, names[0]: WRONG}, legend=True)
+    colour = _colour("side:N", {names[1]: OWN, names[0]: WRONG}, legend="rating" not in result.arrays)
     r = pearson(lengths, reward)
     words = "no correlation is defined" if r is None else f"Pearson r = {r:.2f}"
     sample = f", {len(drawn):,} of {lengths.size:,} shown" if len(drawn) < lengths.size else ""
     words = f"{words}{sample}"
     return Chart("Reward and length", words, words, _spec(chart.encode(x=x, y=y, color=colour)))
+
+
+def _sides(result: Result) -> tuple[tuple[str, str], Any]:
+    """Names of the bad and the good side, and the side of each answer, [B] 0 or 1; ratings have one side."""
+    if "rating" in result.arrays:
+        return ("", "answers"), np.ones(len(result.arrays["rating"]), dtype=int)
+    names = ("rejected", "preferred") if "margin" in result.arrays else ("wrong", "right")
+    return names, np.asarray(result.arrays["right"]).astype(int)
 
 
 def best_of(result: Result) -> Chart | None:
@@ -225,7 +252,8 @@ def _colour(field: str, colours: Mapping[str, str], legend: bool) -> Any:
 def _scaled(field: str, title: str, rows: Sequence[Mapping[str, Any]], form: str) -> Any:
     """An x axis that holds every interval and a little air."""
     low = min(row["low"] for row in rows)
-    scale = _alt().Scale(domain=[max(0.0, low - 0.05), 1.0], nice=False)
+    floor = 0.0 if low >= 0 else -1.0  # a correlation may lie below 0, a share may not
+    scale = _alt().Scale(domain=[max(floor, low - 0.05), 1.0], nice=False)
     return _alt().X(field, title=title, scale=scale, axis=_alt().Axis(format=form, tickCount=6))
 
 

@@ -1,12 +1,13 @@
 """Evaluating a model on a data file, and the folder that a run leaves."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from karat.evaluation import _report
-from karat.evaluation.base import Result, evaluate, summary
+from karat.evaluation.base import Result, evaluate, summary, with_unscored
 from karat.formats import base as formats
 from karat.rewards.base import RewardModel
 from karat.types import BadInput, Example
@@ -24,8 +25,12 @@ def evaluate_file(
     items = [item for item in loaded.items if not isinstance(item, Example)]
     if not items:
         raise BadInput(f"{data} holds answers without labels; to evaluate, it needs pairs, labels or rankings")
+    for problem in loaded.problems:
+        print(f"not used: {problem}", file=sys.stderr)
+    unused = [*(p.reason for p in loaded.problems), *["it has no label"] * (len(loaded.items) - len(items))]
     known = [i for source in training for i in formats.load(source, format).items if not isinstance(i, Example)]
-    return evaluate(lambda examples: list(model.score_many(examples)), items, known, seed)
+    result = evaluate(lambda examples: list(model.score_many(examples)), items, known, seed, output=model.output)
+    return with_unscored(result, unused)
 
 
 def write_run(folder: Path, title: str, results: Sequence[Result], settings: Mapping[str, Any]) -> None:

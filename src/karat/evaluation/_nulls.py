@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,10 +20,13 @@ _FEATURES = 2**18
 
 @dataclass(frozen=True, slots=True)
 class Ngram:
-    """A logistic regression on word 1-2-grams and character 3-5-grams of the answer."""
+    """A regression on word 1-2-grams and character 3-5-grams: logistic, or for ratings linear."""
 
-    score: Callable[[Sequence[Example]], FloatArray]  # logits [B], higher is better
+    score: Callable[[Sequence[Example]], FloatArray]  # logits or ratings [B], higher is better
     outcome: bool  # learnt from outcomes: the sign of a logit says right or wrong
+
+
+Fit: TypeAlias = Callable[[Sequence[Item], int], tuple[Ngram | None, str]]  # of training items and a seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +38,13 @@ class NullRewards:
     note: str  # how the n-gram null was trained, or why there is none
 
 
-def null_rewards(examples: Sequence[Example], training: Sequence[Item], seed: int) -> NullRewards:
-    """Scores the answers by each null that scores an answer by itself."""
+def null_rewards(
+    examples: Sequence[Example], training: Sequence[Item], seed: int, fit: Fit | None = None
+) -> NullRewards:
+    """Scores the answers by each null that scores an answer by itself; `fit` trains the n-gram one."""
     lengths = lengths_of(examples)
     rewards = {LONGER: lengths, SHORTER: -lengths}
-    ngram, note = fit_ngram(training, seed)
+    ngram, note = (fit or fit_ngram)(training, seed)
     if ngram is None:
         return NullRewards(rewards, frozenset(), note)
     signed = frozenset({NGRAM}) if ngram.outcome else frozenset()
@@ -58,6 +63,23 @@ def fit_ngram(training: Sequence[Item], seed: int) -> tuple[Ngram | None, str]:
     if outcomes:
         return _fit_outcomes([item for item in outcomes if item.label != 0.5 and item.weight > 0], seed)
     return _fit_pairs([pair for item in training if item.weight > 0 for pair in ordered_pairs(item)], seed)
+
+
+def fit_rating_ngram(training: Sequence[Item], seed: int) -> tuple[Ngram | None, str]:
+    """The n-gram null of ratings: a ridge regression on the features of answer and prompt, with the same limits."""
+    if not training:
+        return None, "no n-gram null: no training data was given"
+    items = [item for item in training if isinstance(item, Labelled) and item.weight > 0]
+    rows = [items[i] for i in _sample(len(items), seed)]
+    labels = [item.label for item in rows]
+    if len(set(labels)) < 2:
+        return None, "no n-gram null: the training data hold no two different ratings"
+    model = _ridge(_both([row.example for row in rows]), labels, [row.weight for row in rows])
+
+    def score(examples: Sequence[Example]) -> FloatArray:
+        return np.asarray(model.predict(_both(examples)), dtype=np.float64)
+
+    return Ngram(score, False), _trained(len(rows), len(items), "answers")
 
 
 def ordered_pairs(item: Item) -> list[tuple[Example, Example, float]]:
@@ -144,6 +166,12 @@ def _logistic(features: Any, labels: list[int], weight: list[float], *, intercep
 
     model = linear.LogisticRegression(solver="liblinear", fit_intercept=intercept, random_state=0, max_iter=1000)
     return model.fit(features, labels, sample_weight=np.array(weight))
+
+
+def _ridge(features: Any, labels: list[float], weight: list[float]) -> Any:
+    linear: Any = importlib.import_module("sklearn.linear_model")
+
+    return linear.Ridge(alpha=1.0, solver="sparse_cg").fit(features, np.array(labels), sample_weight=np.array(weight))
 
 
 def _scores(model: Any, features: Any) -> FloatArray:

@@ -17,6 +17,7 @@ from karat.evaluation import _charts
 from karat.evaluation._charts import Chart
 from karat.evaluation.base import LEAD, Figure, Result, beats_null
 
+_PROPER = ("Spearman", "Pearson")  # names that keep their capital within a sentence
 _CUT = 1200  # characters of a text on the page
 
 
@@ -117,6 +118,7 @@ def _part(result: Result) -> dict[str, Any]:
         "verdict": verdict(result),
         "tone": {True: "beats", False: "fails", None: ""}[beats_null(result)],
         "null_names": names,
+        "ties": result.figure(result.accuracy) is not None,
         "compared": [_compared_row(result, figure, names) for figure in compared],
         "others": [_row(figure) for figure in result.figures if figure not in compared],
         "first": [first],
@@ -162,7 +164,8 @@ def _training(report: Report) -> list[Chart]:
 
 
 def _named(figure: Figure) -> str:
-    return figure.name if figure.name.isupper() else figure.name[0].lower() + figure.name[1:]
+    proper = figure.name.isupper() or figure.name.startswith(_PROPER)
+    return figure.name if proper else figure.name[0].lower() + figure.name[1:]
 
 
 def _value(figure: Figure) -> str:

@@ -1,10 +1,12 @@
 """What an evaluation is: a scorer and items in, a frozen `Result` of figures and nulls out. It knows no model.
 
-A member is a file of this folder without an underscore; it holds `ITEM`, the class it evaluates, and `run`.
+A member is a file of this folder without an underscore; it holds `ITEM`, the class it evaluates, `OUTPUTS`, what the
+rewards may be, and `run`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeAlias, cast
 
 import numpy.typing as npt
@@ -14,6 +16,7 @@ from karat.types import BadInput, Example, Item
 
 Scorer: TypeAlias = Callable[[Sequence[Example]], Sequence[types.Result]]
 AnswerOf: TypeAlias = Callable[[Example], str | None]
+Output: TypeAlias = Literal["logit", "probability", "rating"]  # what a scorer's reward is
 
 LEAD = "lead over the best null"
 
@@ -39,7 +42,7 @@ class Mistake:
     prompt: str
     better: str  # the answer that should have won, or the answer with an outcome
     worse: str  # the answer that did win; empty where there is one answer only
-    margin: float  # logits by which it was wrong, < 0
+    margin: float  # by how much it was wrong, < 0, in the scale of the result
     origin: str = ""  # "file:line"
 
 
@@ -54,8 +57,9 @@ class Result:
     figures: tuple[Figure, ...]
     nulls: tuple[Figure, ...]
     headline: str  # the figure that stands for the whole
-    accuracy: str  # the figure that `summary` calls accuracy
+    accuracy: str  # the figure that `summary` calls accuracy; empty where there is none
     unit: str = "items"  # what n counts
+    scale: str = "logits"  # what a mistake's margin is in
     tied: int = 0  # items whose label prefers neither side: left out of every figure
     notes: tuple[str, ...] = ()
     arrays: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict, compare=False, repr=False)
@@ -77,13 +81,14 @@ class Setup:
     training: Sequence[Item] = ()  # the only items that the n-gram null learns from
     seed: int = 0
     answer_of: AnswerOf | None = None  # the final answer in a response, for the majority vote
-    output: Literal["logit", "probability"] = "logit"  # what a reward is, for outcomes
+    output: Output = "logit"
 
 
 class Evaluation(Protocol):
     """A member of this folder."""
 
     ITEM: type[Any]
+    OUTPUTS: tuple[Output, ...]
 
     def run(self, scorer: Scorer, items: Sequence[Any], setup: Setup) -> Result:
         """Scores the items, all of `ITEM`, and returns what was found."""
@@ -111,17 +116,17 @@ def evaluate(
     seed: int = 0,
     *,
     answer_of: AnswerOf | None = None,
-    output: Literal["logit", "probability"] = "logit",
+    output: Output = "logit",
 ) -> Result:
     """Scores the items and returns figures with 95 % intervals beside their nulls.
 
     Args:
         scorer: called once with all answers; one Reward or Unscored each, in their order.
-        items: all pairs, all labelled answers or all rankings; their class picks the evaluation.
+        items: all pairs, all labelled answers or all rankings; their class and `output` pick the evaluation.
         training_items: what the model was trained on; the n-gram null learns from these and from nothing else.
         seed: of bootstrap, subsampling and vote; the same seed gives the same result.
         answer_of: final answer of a response, for the majority vote of outcomes; default `context["final_answer"]`.
-        output: what a reward is for labelled answers: a logit, or a probability in [0, 1].
+        output: what a reward is for labelled answers: logit, probability in [0, 1], or rating in the labels' unit.
 
     Raises:
         BadInput: no items, items of several classes, or no item that could be judged.
@@ -130,16 +135,25 @@ def evaluate(
     if len(kinds) != 1:
         raise BadInput("the items to evaluate have to be all pairs, all labelled answers or all rankings, at least one")
     kind = kinds.pop()
-    member = next((m for m in map(find, names()) if m.ITEM is kind), None)
+    member = next((m for m in map(find, names()) if m.ITEM is kind and output in m.OUTPUTS), None)
     if member is None:
-        raise BadInput(f"no evaluation takes {kind.__name__} items: use one of {', '.join(names())}")
+        raise BadInput(
+            f"no evaluation takes {kind.__name__} items with output={output!r}: use one of {', '.join(names())}"
+        )
     return member.run(scorer, items, Setup(tuple(training_items or ()), seed, answer_of, output))
+
+
+def with_unscored(result: Result, reasons: Sequence[str]) -> Result:
+    """A result that also counts items which never reached the scorer, one reason each."""
+    unscored = Counter(result.unscored) + Counter(reasons)
+    return replace(result, n=result.n + len(reasons), unscored=dict(unscored))
 
 
 def summary(result: Result) -> dict[str, Any]:
     """The result as plain JSON values.
 
-    `accuracy` (ties wrong) with `accuracy_ci`, the 95 % interval; `null_accuracy`, the best of its `nulls`;
+    `accuracy` (ties wrong) with `accuracy_ci`, the 95 % interval, and `null_accuracy`, the best of its `nulls`; None
+    for ratings, which have no accuracy;
     `headline`, the name of the main figure, with `lead` and `beats_null` (the whole interval of the lead lies above 0).
     """
     accuracy, nulls = result.figure(result.accuracy), result.nulls_of(result.accuracy)

@@ -25,6 +25,7 @@ from karat.metrics import FloatArray
 from karat.types import BadInput, Ranking
 
 ITEM = Ranking
+OUTPUTS = ("logit", "probability", "rating")
 ACCURACY, HALF, TOP, TAU = "pair accuracy", "pair accuracy, ties half", "top-1 accuracy", "Kendall tau"
 _TAU_NOTE = "tau-b, mean over rankings; equal rewards throughout count 0"
 

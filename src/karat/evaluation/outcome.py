@@ -26,6 +26,7 @@ from karat.metrics import FloatArray
 from karat.types import BadInput, Example, Labelled
 
 ITEM = Labelled
+OUTPUTS = ("logit", "probability")
 ACCURACY, AUC, MAJORITY = "accuracy", "AUC", "majority class"
 
 
@@ -89,7 +90,8 @@ def _check_labels(items: Sequence[Labelled]) -> None:
     if bad is not None:
         where = f"{bad.origin}: " if bad.origin else ""
         raise BadInput(
-            f"{where}label is {bad.label:g}, but an outcome lies from 0 to 1: rescale ratings before evaluating"
+            f"{where}label is {bad.label:g}, but an outcome lies from 0 to 1:"
+            " rescale it, or pass output='rating' for a model that predicts ratings"
         )
 
 

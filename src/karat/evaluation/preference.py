@@ -25,6 +25,7 @@ from karat.metrics import FloatArray, ReliabilityBins
 from karat.types import BadInput, Example, Pair
 
 ITEM = Pair
+OUTPUTS = ("logit", "probability", "rating")
 ACCURACY, HALF = "accuracy", "accuracy, ties half"
 _BINS = 20  # over [0, 1]; the favoured answer's probability uses the upper ten
 

@@ -33,6 +33,7 @@ __all__ = [
     "prompt_key",
     "rows",
     "split_by_prompt",
+    "unsupported",
     "write",
     "write_rows",
 ]

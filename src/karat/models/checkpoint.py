@@ -45,6 +45,7 @@ GOLDEN = (
     ("What is 7*8?", "56"),
     ("Name the colour of the sea.", "Bluë, mostly: 🌊\n\n(It depends.)"),
     ("Repeat: </s> [SEP] <|im_end|>", "</s> [SEP] <|im_end|> <|eot_id|>"),
+    ("1", "2"),  # short enough for a small max_length
 )
 
 Scorer: TypeAlias = Callable[[Parts, Sequence[Example]], list[float | None]]
@@ -72,11 +73,13 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto", **options:
     return parts
 
 
-def start(path: str | Path, spec: RewardSpec, device: str = "auto", dtype: str = "float32") -> Parts:
+def start(
+    path: str | Path, spec: RewardSpec, device: str = "auto", dtype: str = "float32", plain: str = "concat"
+) -> Parts:
     """A model to train: its own reward head where it has one, else a new one.
 
     The head is that of the architecture's classification class where that fits the spec, so that other tools read
-    what comes out.
+    what comes out. `plain` is the layout where neither spec nor tokenizer has one.
 
     Raises:
         Refused: the folder cannot be loaded, or is a reward model with another head than the spec's.
@@ -90,7 +93,7 @@ def start(path: str | Path, spec: RewardSpec, device: str = "auto", dtype: str =
         _verify(parts, saved)
         return parts
     tokenizer = backbones.load_tokenizer(folder)
-    spec = spec.model_copy(update={"render": render_part(tokenizer, spec.render, append_eos=True)})
+    spec = spec.model_copy(update={"render": render_part(tokenizer, spec.render, append_eos=True, plain=plain)})
     model, missing = classifier(folder, device, dtype)
     base = getattr(model, model.base_model_prefix)
     # What a LoRA adapter calls its base: a hub id says more elsewhere than the folder it was fetched to.
@@ -100,8 +103,9 @@ def start(path: str | Path, spec: RewardSpec, device: str = "auto", dtype: str =
         return apart(base, base, Head(spec.head, base.config.hidden_size), None, tokenizer, spec)
     spec = spec.model_copy(update={"head": layout.spec, "pooling": layout.pooling})
     head = Head(layout.spec, base.config.hidden_size)
-    if not missing & set(layout.tensors.values()):
-        fill(head, {n: model.get_parameter(t).data for n, t in layout.tensors.items()})
+    new = head.state_dict()
+    found = {n: model.get_parameter(t).data for n, t in layout.tensors.items() if t not in missing}
+    fill(head, {**new, **found})
     return apart(model, base, head, layout, tokenizer, spec)
 
 
@@ -262,11 +266,14 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def _write(parts: Parts, folder: Path, score: Scorer) -> RewardSpec:
+    golden = _golden(parts, score)
+    if not golden:
+        raise CheckpointError("no golden input could be scored, so the checkpoint cannot be verified; raise max_length")
     spec = parts.spec.model_copy(
         update={
             "head": parts.spec.head.model_copy(update={"sha256": parts.head.sha256()}),
             "tokenizer_sha256": tokenizer_hash(parts.tokenizer),
-            "golden": _golden(parts, score),
+            "golden": golden,
         }
     )
     tensors = {name: t.detach().cpu().contiguous() for name, t in parts.head.state_dict().items()}

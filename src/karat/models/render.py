@@ -258,16 +258,18 @@ def chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return found
 
 
-def render_part(tokenizer: PreTrainedTokenizerBase, part: Render, *, append_eos: bool = False) -> Render:
+def render_part(
+    tokenizer: PreTrainedTokenizerBase, part: Render, *, append_eos: bool = False, plain: str = "concat"
+) -> Render:
     """A render part whose template is written out.
 
     A template of its own stays. Else the tokenizer's chat template is taken where it has one and no plain layout was
-    asked for; otherwise the layout "concat". With `append_eos`, a plain layout that says nothing of EOS ends in it if
+    asked for; otherwise the layout `plain`. With `append_eos`, a plain layout that says nothing of EOS ends in it if
     the tokenizer has one: what training does.
     """
     if part.layout == "chat" and (template := part.template or chat_template(tokenizer)):
         return part.model_copy(update={"template": template})
-    layout = "concat" if part.layout == "chat" else part.layout
+    layout = plain if part.layout == "chat" else part.layout
     ends = append_eos and "eos" not in part.model_fields_set and tokenizer.eos_token_id is not None
     update = {"layout": layout, "template": part.template or PLAIN[layout], "eos": "append" if ends else part.eos}
     return part.model_copy(update=update)

@@ -58,8 +58,10 @@ def _golden(parts: Parts) -> Finding:
 
 def _bos(parts: Parts, ids: tuple[int, ...]) -> Finding:
     bos = parts.tokenizer.bos_token_id
-    count = 0 if bos is None else ids.count(bos)
-    return Finding("BOS", count <= 1, f"{count} in a rendered answer")
+    count = 0
+    while count < len(ids) and ids[count] == bos:
+        count += 1
+    return Finding("BOS", count <= 1, f"{count} at the start of a rendered answer")
 
 
 def _read(parts: Parts, sequence: types.Sequence) -> Finding:

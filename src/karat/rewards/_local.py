@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from karat import types
 from karat.engine.base import Engine, EngineError
 from karat.engine.padded import PaddedEngine, PaddedForward
+from karat.formats.base import unsupported
 from karat.models import checkpoint
 from karat.models.checkpoint import Parts
 from karat.models.heads import Head, rewards_of
 from karat.models.render import Rendered, Renderer
-from karat.rewards.base import Ranked, kind
+from karat.rewards.base import Output, Ranked, kind
 from karat.spec import ids_hash
 from karat.types import BadInput, Example, Message, Prompt, Refused, Result, Reward, Unscored, as_messages
 
@@ -30,6 +31,16 @@ class RewardModule(nn.Module):
         super().__init__()
         self.engine_forward = forward
         self.head = head
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """What transformers' Trainer calls to save memory: the backbone's own."""
+        backbone: Any = self.engine_forward.backbone
+        backbone.gradient_checkpointing_enable(*args, **kwargs)
+
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """The newer name of the same."""
+        backbone: Any = self.engine_forward.backbone
+        backbone.activation_checkpointing_enable(*args, **kwargs)
 
     def forward(self, **batch: Tensor) -> Tensor:
         """Numbers of the head at every read, float32 [R, k]."""
@@ -46,6 +57,11 @@ class LocalModel:
         self.renderer = Renderer(parts.tokenizer, parts.spec, parts.positions)
         self.engine = engine or PaddedEngine(PaddedForward(parts.backbone))
         self._kind = kind(self.spec.kind, dict(self.spec.options))
+
+    @property
+    def output(self) -> Output:
+        """What its rewards are: logits, or ratings in the unit of the labels."""
+        return self._kind.output
 
     @property
     def fingerprint(self) -> str:
@@ -76,6 +92,10 @@ class LocalModel:
 
     def compare(self, prompt: Prompt, a: str, b: str) -> float:
         """Probability that `a` is preferred to `b`."""
+        if self.spec.activation != "identity":
+            raise Refused(
+                "compare needs raw rewards, whose leads are log-odds; load the model with activation='identity'"
+            )
         first, second = self.score(prompt, [a, b], strict=True)
         assert isinstance(first, Reward) and isinstance(second, Reward)  # strict has raised otherwise
         return self._kind.compare(first, second)
@@ -153,6 +173,8 @@ def as_example(row: Any) -> Example:
                 "an Example needs a tuple of Messages and a text; a mapping with prompt and response is easier"
             )
         return row
+    if isinstance(row, Mapping):
+        unsupported(row)
     if isinstance(row, Mapping) and isinstance(row.get("response"), str) and _is_conversation(row.get("prompt")):
         return Example(as_messages(row["prompt"]), row["response"], row.get("context") or {})
     if isinstance(row, Mapping) and row.get("messages") and _is_conversation(row["messages"]):

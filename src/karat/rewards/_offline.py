@@ -11,6 +11,7 @@ from typing import Any
 
 from karat.formats import base as formats
 from karat.formats._columns import unsupported
+from karat.progress import track
 from karat.rewards.base import RewardModel
 from karat.types import BadInput, Example, Result, Unscored
 
@@ -66,7 +67,8 @@ def score_file(model: RewardModel, data: str, output: Path, settings: dict[str, 
     )
     done = sorted(parts.glob("part-*.jsonl"))
     start = sum(_count(part) for part in done)
-    rows = _score(model, numbered[start:], path)
+    left = len(numbered) - start
+    rows = track(_score(model, numbered[start:], path), left, "scored")
     for number in range(len(done), 10**9):
         if not (part := list(islice(rows, PART))):
             break
@@ -127,10 +129,13 @@ def _claim(parts: Path, settings: dict[str, Any]) -> None:
     if not any(parts.glob("part-*")):
         if {p.name for p in parts.glob("*") if p.suffix != ".tmp"} - {"settings.json", "settings.json.new"}:
             raise BadInput(f"{parts} is there and holds something else; choose another --output, or remove it")
-        parts.mkdir(exist_ok=True)
-        fresh = parts / "settings.json.new"
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(record)  # whole or not at all, whenever the process is killed
+        try:
+            parts.mkdir(exist_ok=True)
+            fresh = parts / "settings.json.new"
+            fresh.write_text(text, encoding="utf-8")
+            fresh.replace(record)  # whole or not at all, whenever the process is killed
+        except OSError as error:
+            raise BadInput(f"{parts} cannot be written to ({error.strerror}); choose another --output") from None
     elif not record.is_file() or record.read_text(encoding="utf-8") != text:
         raise BadInput(f"{parts} holds rows scored with another model, data or options; remove it to start anew")
 

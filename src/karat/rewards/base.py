@@ -4,7 +4,7 @@ A kind is a file of this folder; its name is the word that users type and its fi
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+Output: TypeAlias = Literal["logit", "rating"]  # what a reward is: log-odds, or a number in the labels' unit
+
+
 class Ranked(NamedTuple):
     """One place of a ranking."""
 
@@ -25,6 +28,11 @@ class Ranked(NamedTuple):
 
 class RewardModel(Protocol):
     """What search, evaluation, serving and RL use: local, remote, ensembles and judges alike."""
+
+    @property
+    def output(self) -> Output:
+        """What its rewards are."""
+        ...
 
     def score(self, prompt: Prompt, responses: Sequence[str], *, strict: bool = False) -> list[Result]:
         """One result per response, in order; `strict` raises Refused for the first that is unscored."""
@@ -60,6 +68,7 @@ class Kind(Protocol):
     """
 
     items: tuple[type, ...]  # the item types it learns from
+    output: Output  # what its rewards are
 
     def examples(self, item: Any) -> tuple[Example, ...]:
         """The sequences of one training row."""

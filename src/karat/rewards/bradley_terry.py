@@ -14,7 +14,7 @@ from torch import Tensor
 
 from karat import losses
 from karat.rewards._numbers import logistic
-from karat.rewards.base import Options
+from karat.rewards.base import Options, Output
 from karat.types import Example, Item, Pair, Ranking, Reward
 
 
@@ -31,6 +31,7 @@ class BradleyTerry:
 
     Options = BradleyTerryOptions
     items = (Pair, Ranking)
+    output: Output = "logit"
 
     def __init__(self, options: BradleyTerryOptions) -> None:
         self.options = options
@@ -44,7 +45,9 @@ class BradleyTerry:
         return ""
 
     def problem_of(self, item: Pair | Ranking) -> str:
-        """None: types already hold labels to their ranges."""
+        """Smoothing is defined for pairs alone; types already hold labels to their ranges."""
+        if self.options.label_smoothing and isinstance(item, Ranking):
+            return "label_smoothing is for pairs; leave it out to learn from rankings"
         return ""
 
     def targets(self, items: Sequence[Pair | Ranking]) -> dict[str, Tensor]:

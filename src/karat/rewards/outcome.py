@@ -11,7 +11,7 @@ from torch import Tensor
 
 from karat import losses
 from karat.rewards._numbers import logistic
-from karat.rewards.base import Options
+from karat.rewards.base import Options, Output
 from karat.types import Example, Item, Labelled, Reward
 
 
@@ -30,6 +30,7 @@ class Outcome:
 
     def __init__(self, options: OutcomeOptions) -> None:
         self.options = options
+        self.output: Output = "rating" if options.objective == "mse" else "logit"
 
     def examples(self, item: Labelled) -> tuple[Example, ...]:
         """The labelled answer."""
@@ -59,7 +60,7 @@ class Outcome:
 
     def compare(self, a: Reward, b: Reward) -> float:
         """For log-odds: P(a is right | exactly one of them is). For ratings, who is higher: 1, 0.5 or 0."""
-        if self.options.objective == "mse":
+        if self.output == "rating":
             return float(a.value > b.value) + 0.5 * (a.value == b.value)
         return logistic(a.value - b.value)
 

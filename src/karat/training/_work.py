@@ -1,5 +1,6 @@
 """`OUTPUT.partial`, where a run works until its result is whole: what was asked, on which rows, and how far it got."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import yaml
 from accelerate import PartialState
@@ -22,6 +24,11 @@ _SETTINGS, _ROWS, _STATE = "run.yaml", "rows.sha256", "trainer_state.json"
 _SAID = ("preference", "margin", "label", "ranks", "weight")  # what an item of some class may say
 
 
+def folder(config: TrainConfig) -> Path:
+    """Where a run works."""
+    return config.output.with_name(config.output.name + ".partial")
+
+
 def open_work(config: TrainConfig) -> Path:
     """The folder of a run, new or left by the same one at a checkpoint; the first process writes it.
 
@@ -30,7 +37,9 @@ def open_work(config: TrainConfig) -> Path:
     """
     if config.output.exists():
         raise BadInput(f"{config.output} is already there; choose another --output, or remove it")
-    work = config.output.with_name(config.output.name + ".partial")
+    work = folder(config)
+    if PartialState().is_main_process:
+        _lock(work)
     settings = config.model_dump(mode="json")
     record = work / _SETTINGS
     if PartialState().is_main_process and record.is_file() and last_checkpoint(work) is None:
@@ -49,6 +58,32 @@ def open_work(config: TrainConfig) -> Path:
     else:
         _write(record, yaml.safe_dump(settings, sort_keys=False))
     return work
+
+
+_held: list[TextIO] = []  # locks last as long as the process
+
+
+def _lock(work: Path) -> None:
+    """Raise BadInput while another process works there."""
+    try:
+        work.parent.mkdir(parents=True, exist_ok=True)
+        file = work.with_name(work.name + ".lock").open("w")
+    except OSError as error:
+        raise BadInput(f"{work.parent} cannot be written to ({error.strerror}); choose another --output") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise BadInput(f"another process is training into {work}; wait for it, or choose another --output") from None
+    _held.append(file)
+
+
+def unlock(work: Path) -> None:
+    """Give a run's folder free."""
+    path = work.with_name(work.name + ".lock")
+    for file in [f for f in _held if f.name == str(path)]:
+        _held.remove(file)
+        path.unlink(missing_ok=True)
+        file.close()
 
 
 def check_rows(work: Path, rows: Sequence[Row]) -> None:

@@ -102,6 +102,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         problem = str(error).splitlines()[0]
         raise BadInput(f"{path} cannot be read as YAML ({problem}); give a file of `setting: value` lines") from None
-    if not isinstance(content, dict):
+    if not (isinstance(content, dict) and all(isinstance(name, str) for name in content)):
         raise BadInput(f"{path} has to hold `setting: value` lines")
     return content

@@ -1,6 +1,7 @@
 """The whole way on built-in data: train on arithmetic, judge on unseen operands and wordings, choose the best of n."""
 
 import json
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -37,15 +38,14 @@ class Demo:
 
 
 def run_demo(folder: Path, seed: int = 0, pairs: int = PAIRS) -> Demo:
-    """Write data, a trained model, report.html and summary.json into a folder.
+    """Write data, a trained model, report.html and summary.json into a folder; a second call trains anew.
 
     Raises:
-        BadInput: the folder is there already.
+        BadInput: the folder cannot be written to.
     """
-    if (folder / "model").exists():
-        raise BadInput(f"{folder / 'model'} is already there; choose another --output, or remove it")
     start = time.monotonic()
     config = _config(folder, seed, pairs)
+    shutil.rmtree(folder / "model", ignore_errors=True)
     trained = run.run(config)
     assert trained.result is not None  # held-out pairs were given
     print("choosing the best of up to 16 answers", file=sys.stderr)
@@ -58,7 +58,10 @@ def run_demo(folder: Path, seed: int = 0, pairs: int = PAIRS) -> Demo:
 
 def _config(folder: Path, seed: int, pairs: int) -> TrainConfig:
     train, held_out = folder / "data" / "train.jsonl", folder / "data" / "held_out.jsonl"
-    (folder / "data").mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be written to ({error.strerror}); choose another --output") from None
     formats.write_rows(arithmetic.pair_rows(pairs, seed), str(train))
     formats.write_rows(arithmetic.pair_rows(HELD_OUT, seed, "test"), str(held_out))
     return TrainConfig.make(

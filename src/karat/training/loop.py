@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from karat.rewards.base import Kind
 from karat.training._data import Row
@@ -95,6 +95,19 @@ class Order(Sampler[int]):
         self.epoch = epoch
 
 
+class _SetEpoch(TrainerCallback):
+    """Tells the order which epoch it is: wrappers that skip the rows of a resumed epoch do not pass it on."""
+
+    def __init__(self, trainer: "RewardTrainer") -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Before the epoch's rows are drawn."""
+        self.trainer.order.set_epoch(int(state.epoch or 0))
+
+
 class RewardTrainer(Trainer):
     """Trainer whose loss is the weighted mean over all rows of an optimiser step, however it is split up."""
 
@@ -104,6 +117,7 @@ class RewardTrainer(Trainer):
         super().__init__(train_dataset=[*rows, blank], eval_dataset=rows[:1], **options)
         self.kind = kind
         self.judge = judge
+        self.add_callback(_SetEpoch(self))
         # Tells Trainer that the loss is already divided by what get_batch_samples counts.
         self.model_accepts_loss_kwargs = True
 
@@ -111,7 +125,8 @@ class RewardTrainer(Trainer):
         args = self.args
         multiple = args.train_batch_size * args.world_size if args.world_size > 1 else 1
         seed = args.seed if args.data_seed is None else args.data_seed
-        return Order(len(self.train_dataset) - 1, multiple, seed)  # type: ignore[arg-type]
+        self.order = Order(len(self.train_dataset) - 1, multiple, seed)  # type: ignore[arg-type]
+        return self.order
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

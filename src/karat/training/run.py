@@ -20,6 +20,7 @@ from safetensors.torch import load_model
 from torch import nn
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
+from karat.engine.base import check
 from karat.evaluation import _report
 from karat.evaluation import base as evaluation
 from karat.models import checkpoint, scratch
@@ -88,6 +89,8 @@ def run(config: TrainConfig) -> Trained:
         if not state.is_main_process:
             time.sleep(_PATIENCE)  # the first process says the same, and its end ends this one
         raise
+    finally:
+        _work.unlock(_work.folder(config))
 
 
 def _run(config: TrainConfig, state: PartialState) -> Trained:
@@ -99,7 +102,7 @@ def _run(config: TrainConfig, state: PartialState) -> Trained:
     (train, train_account), (rest, rest_account) = _data.read_both(config)
     with state.main_process_first():
         model = _starting_model(config, work, train, made)
-    parts, policy = _start(config, model, state)
+    parts, policy = _start(config, model, state, _layout_for(train, made))
     renderer = Renderer(parts.tokenizer, parts.spec, parts.positions)
     rows = _data.prepare(train, made, renderer, policy, train_account)
     held_out = _data.prepare(rest, made, renderer, policy, rest_account)
@@ -107,6 +110,8 @@ def _run(config: TrainConfig, state: PartialState) -> Trained:
     if state.is_main_process:
         print("\n".join(line for account in accounts for line in account.lines()), file=sys.stderr)
     _data.check(rows, made, train_account)
+    embedding: Any = parts.backbone.get_input_embeddings()  # type: ignore[operator]
+    check([s for row in (*rows, *held_out) for s in row.sequences], embedding.num_embeddings)
     if config.eval_files:
         _data.require(held_out, rest_account)
     with state.main_process_first():
@@ -157,15 +162,26 @@ def _starting_model(config: TrainConfig, work: Path, items: Sequence[Any], made:
     return str(_work.scratch_model(work, config.model, texts, config.seed))
 
 
-def _start(config: TrainConfig, model: str, state: PartialState) -> tuple[Parts, str]:
+def _layout_for(items: Sequence[Any], made: Kind) -> str:
+    """The plain layout for models without a chat template: turns need their roles written out."""
+    turns = any(len(e.prompt) > 1 for item in items if isinstance(item, made.items) for e in made.examples(item))
+    return "dialogue" if turns else "concat"
+
+
+def _start(config: TrainConfig, model: str, state: PartialState, plain: str) -> tuple[Parts, str]:
     """The model to train, and what is done with over-long rows."""
     options = dict(config.spec)
     policy = str(options.pop("over_length", "drop"))
     if policy not in ("error", "drop", "cut_prompt"):
         raise BadInput(f"over_length has to be error, drop or cut_prompt, not {policy!r}")
     options["over_length"] = "cut_prompt" if policy == "cut_prompt" else "error"
+    if options.get("activation", "identity") != "identity":
+        raise BadInput(
+            "losses work on raw rewards; leave activation out, and give it when the model is loaded to score"
+        )
     spec = RewardSpec(kind=config.kind, options=config.options).with_options(**options)
-    parts = checkpoint.start(model, spec, device=str(state.device) if state.device.type == "cuda" else "cpu")
+    device = str(state.device) if state.device.type == "cuda" else "cpu"
+    parts = checkpoint.start(model, spec, device, plain=plain)
     _without_dropout(parts.backbone)
     if config.method == "lora":
         checkpoint.add_lora(parts, config.lora)  # the base model's embedding and pad token stay what they are
@@ -275,10 +291,9 @@ class _Run:
         items = _of_one_class([row.item for row in self.held_out])
         if not items:
             return None, "no rows are held out"
-        if self.config.options.get("objective") == "mse":
-            return None, "ratings are judged by the held-out loss alone"
         try:
-            return evaluation.evaluate(scorer, items, training, self.config.seed), ""
+            seed, output = self.config.seed, self.kind.output
+            return evaluation.evaluate(scorer, items, training, seed, output=output), ""
         except BadInput as error:
             return None, str(error)
 
@@ -306,6 +321,7 @@ def _as_ranking(pair: Pair) -> Ranking:
 def _finish(done: _Run, accounts: tuple[Account, Account], history: list[dict[str, float]]) -> Trained:
     done.parts.backbone.eval()
     result, problem = done.evaluate(done.score, [row.item for row in done.rows])
+    result = result and evaluation.with_unscored(result, [reason for _, reason in accounts[1].dropped])
     if result is None:
         print(f"not evaluated: {problem}", file=sys.stderr)
 

@@ -1,0 +1,228 @@
+"""Ratings: do predicted ratings order answers as the labels do, and how far off are they?"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from karat import metrics
+from karat.evaluation import _nulls
+from karat.evaluation._common import (
+    MISTAKES,
+    judge,
+    length_correlation,
+    lengths_of,
+    mistake,
+    overlap_note,
+    prompt_ids,
+    spread,
+    statistic_interval,
+)
+from karat.evaluation.base import LEAD, Figure, Mistake, Result, Scorer, Setup
+from karat.metrics import FloatArray, Interval
+from karat.types import BadInput, Example, Labelled
+
+ITEM = Labelled
+OUTPUTS = ("rating",)
+SPEARMAN, PEARSON, R2 = "Spearman correlation", "Pearson correlation", "R²"
+RMSE, CONSTANT_RMSE = "RMSE", "RMSE of a constant guess"
+
+_FEWEST = 3  # rows; two are always on one line
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Judged answers."""
+
+    items: list[Labelled]
+    reward: FloatArray  # [B] predicted rating, in the labels' unit
+    label: FloatArray  # [B] true rating
+    weights: FloatArray  # [B] >= 0
+    prompts: list[int]  # [B]
+
+    @property
+    def examples(self) -> list[Example]:
+        return [item.example for item in self.items]
+
+    def columns(self, *scores: FloatArray) -> FloatArray:
+        """(label, weight, score, ...), [B, 2 + scores]: what the statistics read."""
+        return np.stack([self.label, self.weights, *scores], axis=1)
+
+
+def run(scorer: Scorer, items: Sequence[Labelled], setup: Setup) -> Result:
+    """Spearman's correlation beside its nulls, Pearson's, RMSE and R² of predicted against true ratings.
+
+    A weight of 2 counts as the row given twice.
+
+    Raises:
+        BadInput: fewer than 3 judged answers with a weight, or all of them with one label.
+    """
+    judged = judge(scorer, items)
+    rows = _rows([items[i] for i in judged.kept], np.concatenate(judged.rewards))
+    known = _nulls.null_rewards(rows.examples, setup.training, setup.seed, _nulls.fit_rating_ngram)
+    own, nulls, ahead = _correlations(rows, known.rewards, setup.seed)
+    lengths = lengths_of(rows.examples)
+    return Result(
+        name="rating",
+        n=len(items),
+        judged=len(rows.items),
+        unscored=judged.unscored,
+        figures=(
+            own,
+            ahead,
+            *_errors(rows, setup.seed),
+            *length_correlation(lengths, rows.reward),
+            *spread(rows.reward),
+        ),
+        nulls=nulls,
+        headline=SPEARMAN,
+        accuracy="",
+        unit="answers",
+        scale="in the unit of the ratings",
+        notes=(known.note, *overlap_note(items, setup.training)),
+        arrays={"reward": rows.reward, "length": lengths, "rating": rows.label},
+        mistakes=_mistakes(rows),
+    )
+
+
+def _rows(items: list[Labelled], reward: FloatArray) -> _Rows:
+    label, weights = np.array([item.label for item in items]), np.array([item.weight for item in items])
+    counted = label[weights > 0]
+    if counted.size < _FEWEST:
+        raise BadInput(f"{counted.size} answers could be judged, but ratings need at least {_FEWEST}: give more")
+    if np.ptp(counted) == 0:
+        raise BadInput(f"every judged answer has the label {counted[0]:g}: give answers with different ratings")
+    return _Rows(items, reward, label, weights, prompt_ids(item.example for item in items))
+
+
+# ---------------------------------------------------------------------------------------------- correlation
+
+
+def _correlations(rows: _Rows, nulls: dict[str, FloatArray], seed: int) -> tuple[Figure, tuple[Figure, ...], Figure]:
+    """Spearman of the model, of its nulls, and the lead over the best of them."""
+    own = _correlation(SPEARMAN, rows, rows.reward, seed)
+    chance = Figure(_nulls.RANDOM, 0.0, n=rows.label.size, note="expected", against=SPEARMAN)
+    others = [_correlation(name, rows, score, seed, against=SPEARMAN) for name, score in nulls.items()]
+    best = max([chance, *others], key=lambda figure: figure.value)
+    return own, (chance, *others), _lead(rows, best, nulls.get(best.name), seed)
+
+
+def _correlation(name: str, rows: _Rows, score: FloatArray, seed: int, against: str = "") -> Figure:
+    """A rank correlation, or a linear one for that name; 0, with a note and no interval, for a constant score."""
+    statistic = _pearson if name == PEARSON else _spearman
+    columns = rows.columns(score)
+    value = statistic(columns)
+    if value is None:
+        return Figure(name, 0.0, n=score.size, note="undefined for a constant score: counted as 0", against=against)
+    low, high, note = _bounded(value, 1.0, statistic_interval(columns, statistic, rows.prompts, seed), rows)
+    return Figure(name, value, low, high, score.size, note, against=against)
+
+
+def _lead(rows: _Rows, best: Figure, null: FloatArray | None, seed: int) -> Figure:
+    """Spearman of the model minus that of the null on the same rows; `null` is None for chance, which gets 0."""
+    columns = rows.columns(rows.reward) if null is None else rows.columns(rows.reward, null)
+    reach = 1.0 if null is None else 2.0
+    found = statistic_interval(columns, _gap, rows.prompts, seed)
+    low, high, note = _bounded(_gap(columns), reach, found, rows)
+    words = f"over {best.name}, on the same rows"
+    return Figure(LEAD, _gap(columns), low, high, rows.label.size, f"{words}; {note}" if note else words)
+
+
+def _bounded(value: float, reach: float, found: Interval, rows: _Rows) -> tuple[float, float, str]:
+    """An interval of a number from -reach to reach, and a note on it.
+
+    Where no resample differs (a perfect order, one prompt), the bootstrap would claim certainty; Wilson's interval of
+    the number's place in its range, over the number of prompts, takes its place.
+    """
+    if not math.isclose(found.low, found.high, abs_tol=1e-9):
+        return found.low, found.high, ""
+    clusters = len(set(rows.prompts))
+    ends = metrics.wilson_interval(min(max((value / reach + 1) / 2, 0.0), 1.0) * clusters, clusters)
+    low, high = (reach * (2 * end - 1) for end in ends)
+    return low, high, "Wilson interval"
+
+
+def _gap(columns: FloatArray) -> float:
+    """Of rows (label, weight, reward) or (label, weight, reward, null); what is undefined counts as 0."""
+    own = _spearman(columns[:, :3]) or 0.0
+    return own if columns.shape[1] == 3 else own - (_spearman(columns[:, [0, 1, 3]]) or 0.0)
+
+
+def _spearman(columns: FloatArray) -> float | None:
+    """Of rows (label, weight, score): Pearson of mean ranks, in [-1, 1]; None where either is constant."""
+    label, weight, score = columns.T
+    return _pearson(np.stack([_ranks(label, weight), weight, _ranks(score, weight)], axis=1))
+
+
+def _ranks(values: FloatArray, weight: FloatArray) -> FloatArray:
+    """Mean ranks but for a constant; a weight of 2 takes two places."""
+    level = np.unique(values, return_inverse=True)[1]
+    mass = np.bincount(level, weights=weight)
+    middle: FloatArray = np.cumsum(mass) - mass / 2
+    return middle[level]
+
+
+def _pearson(columns: FloatArray) -> float | None:
+    """Of rows (label, weight, score): linear correlation in [-1, 1]; None where either is constant."""
+    label, weight, score = columns[columns[:, 1] > 0].T
+    if not label.size or np.ptp(label) == 0 or np.ptp(score) == 0:
+        return None
+    a, b = _standard(label, weight), _standard(score, weight)
+    return float(np.clip(a @ b, -1.0, 1.0))
+
+
+def _standard(values: FloatArray, weight: FloatArray) -> FloatArray:
+    """Centred and of length 1, each row times the root of its weight; scaled first, so that no square overflows."""
+    scaled = values / np.abs(values).max()
+    centred = (scaled - np.average(scaled, weights=weight)) * np.sqrt(weight / weight.max())
+    centred /= np.abs(centred).max()
+    unit: FloatArray = centred / np.linalg.norm(centred)
+    return unit
+
+
+# ---------------------------------------------------------------------------------------------- distance
+
+
+def _errors(rows: _Rows, seed: int) -> list[Figure]:
+    size = rows.label.size
+    constant = np.full(size, np.average(rows.label, weights=rows.weights))
+    guess = _rmse(rows.columns(constant))
+    unit = "in the unit of the ratings; lower is better"
+    return [
+        _correlation(PEARSON, rows, rows.reward, seed),
+        _error(R2, _r2, rows, seed, "1 is perfect; a constant guess gets 0"),
+        _error(RMSE, _rmse, rows, seed, unit),
+        Figure(
+            CONSTANT_RMSE, guess or 0.0, n=size, note=f"{constant[0]:.4g}, the mean label, for every answer; {unit}"
+        ),
+    ]
+
+
+def _error(name: str, statistic: metrics.Statistic, rows: _Rows, seed: int, note: str) -> Figure:
+    """A figure with its interval; none where no resample differs, for the bootstrap would claim certainty."""
+    columns = rows.columns(rows.reward)
+    ends = statistic_interval(columns, statistic, rows.prompts, seed)
+    low, high = (None, None) if math.isclose(*ends, abs_tol=1e-12) else ends
+    return Figure(name, statistic(columns) or 0.0, low, high, rows.label.size, note)
+
+
+def _rmse(columns: FloatArray) -> float | None:
+    """Of rows (label, weight, score): root of the mean squared distance; None where nothing weighs."""
+    label, weight, score = columns.T
+    return float(np.sqrt(np.average((score - label) ** 2, weights=weight))) if weight.any() else None
+
+
+def _r2(columns: FloatArray) -> float | None:
+    """Of rows (label, weight, score): 1 minus squared distance over squared distance from the mean label, at most 1."""
+    label, weight, score = columns[columns[:, 1] > 0].T
+    if not label.size or np.ptp(label) == 0:
+        return None
+    total = weight @ (label - np.average(label, weights=weight)) ** 2
+    return float(1 - weight @ (score - label) ** 2 / total)
+
+
+def _mistakes(rows: _Rows) -> tuple[Mistake, ...]:
+    off = -np.abs(rows.reward - rows.label)
+    worst = [int(i) for i in np.argsort(off, kind="stable")[:MISTAKES] if off[i] < 0]
+    return tuple(mistake(float(off[i]), rows.examples[i], None, rows.items[i].origin) for i in worst)
