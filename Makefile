@@ -24,10 +24,10 @@ check: setup  ## format, lint, types
 	$(BIN)/mypy
 
 test: setup  ## under five minutes on two cores
-	$(BIN)/pytest -n 2 -m "not full and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not full and not gpu"
 
 test-full: setup  ## real trainers, two processes
-	$(BIN)/pytest -m full
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m full
 
 peers: .peers/trl/ready  ## what the benchmarks measure against, each in an environment of its own
 

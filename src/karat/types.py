@@ -59,6 +59,8 @@ def as_messages(prompt: Prompt) -> tuple[Message, ...]:
     """
     if isinstance(prompt, str):
         return (Message("user", prompt),)
+    if not isinstance(prompt, Iterable):
+        raise BadInput(f"a prompt is a text or a list of messages, but got {prompt!r:.80}")
     return tuple(m if isinstance(m, Message) else _message(m) for m in prompt)
 
 

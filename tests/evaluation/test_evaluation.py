@@ -266,7 +266,7 @@ def test_ratings_are_refused_with_their_place():
 def test_best_of_n_of_a_perfect_scorer_is_the_ceiling():
     result = evaluate(number, outcomes(12, 4, 0), outcomes(8, 4, 1))
     assert result.figure("best-of-4").value == result.figure("pass@4").value
-    assert result.arrays["curve_n"].tolist() == [1, 2, 4]
+    assert result.arrays["curve_n"].tolist() == [1, 2, 3, 4]
     start = [result.arrays[f"curve_{name}"][0, 0] for name in ("reward", "random", "majority vote", "oracle")]
     assert start == pytest.approx([start[0]] * 4)
     assert {f.name for f in result.nulls_of("best-of-4")} == {"random", "majority vote", "longer wins", "shorter wins"}

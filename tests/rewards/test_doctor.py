@@ -28,7 +28,7 @@ def test_a_sound_model(folder):
     findings = examine(str(folder))
     assert all(f.ok for f in findings)
     assert [f.check for f in findings] == ["loads", "golden scores", "BOS", "read", "padding"]
-    assert "3 inputs" in findings[1].found and "1 in a rendered" in findings[2].found
+    assert "4 inputs" in findings[1].found and "1 at the start" in findings[2].found
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])

@@ -67,10 +67,24 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto", **options:
     folder = backbones.locate(path)
     saved = RewardSpec.read(folder)
     spec = (saved or RewardSpec(kind="bradley_terry")).with_options(**options)
+    if saved is not None:
+        _check_same_reading(saved, spec)
     parts = _load_parts(folder, spec, device, dtype)
     if saved is not None:
         _verify(parts, saved)
     return parts
+
+
+def _check_same_reading(saved: RewardSpec, asked: RewardSpec) -> None:
+    """Refuse to read a checkpoint otherwise than it was trained."""
+    for name in ("kind", "pooling"):
+        if getattr(saved, name) != getattr(asked, name):
+            raise Refused(f"this reward model was trained with {name}={getattr(saved, name)!r}; leave {name} out")
+    for name in ("layout", "template", "eos"):
+        if getattr(saved.render, name) != getattr(asked.render, name):
+            raise Refused(
+                f"this reward model was trained with {name}={getattr(saved.render, name)!r}; leave {name} out"
+            )
 
 
 def start(
@@ -301,6 +315,9 @@ def _save_tokenizer(parts: Parts, folder: Path) -> None:
 
 
 def _save_adapter(parts: Parts, folder: Path, tensors: dict[str, Tensor]) -> None:
+    config = parts.model.peft_config["default"]
+    base = Path(str(config.base_model_name_or_path))
+    config.base_model_name_or_path = str(base.absolute()) if base.is_dir() else str(base)
     inner = parts.model.base_model.model
     for name, tensor in tensors.items() if parts.layout else ():
         inner.get_parameter(_wrapped(parts.layout, name)).data.copy_(tensor)  # type: ignore[arg-type]
@@ -365,7 +382,9 @@ def golden_drift(parts: Parts, spec: RewardSpec, score: Scorer, tolerance: float
 
 
 def _publish(staging: Path, folder: Path) -> None:
-    staging.chmod(0o755)  # mkdtemp's folders are private
+    staging.chmod(0o755)  # mkdtemp's folders are private, and so are safetensors' files
+    for file in staging.rglob("*"):
+        file.chmod(0o755 if file.is_dir() else 0o644)
     if not folder.exists():
         os.rename(staging, folder)
         return

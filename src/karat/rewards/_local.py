@@ -73,8 +73,11 @@ class LocalModel:
 
     def score(self, prompt: Prompt, responses: Sequence[str], *, strict: bool = False) -> list[Result]:
         """One result per response, in order."""
-        if isinstance(responses, str) or not all(isinstance(r, str) for r in responses):
+        if isinstance(responses, str | Mapping) or not isinstance(responses, Iterable):
             raise BadInput("responses has to be a list of texts; put a single answer into a list")
+        responses = list(responses)
+        if not all(isinstance(r, str) for r in responses):
+            raise BadInput("responses has to be a list of texts; one of them is none")
         messages = as_messages(prompt)
         return list(self.score_many([Example(messages, r) for r in responses], strict=strict))
 

@@ -28,7 +28,7 @@ class TrainConfig(BaseModel):
     learning_rate: float | None = Field(default=None, gt=0)
     epochs: float | None = Field(default=None, gt=0)
     batch_size: int = Field(default=32, ge=1)  # rows per optimiser step, all devices together
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     options: dict[str, Any] = {}
     spec: dict[str, Any] = {}  # also over_length="drop", which leaves over-long rows out
     lora: dict[str, Any] = {}  # arguments of peft's LoraConfig
@@ -75,7 +75,8 @@ class TrainConfig(BaseModel):
     @property
     def rate(self) -> float:
         """Peak learning rate."""
-        return self.learning_rate or DEFAULTS[self.method][0]
+        new = self.model.partition(":")[0] == "scratch"
+        return self.learning_rate or (1e-3 if new else DEFAULTS[self.method][0])
 
     @property
     def passes(self) -> float:
