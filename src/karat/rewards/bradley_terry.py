@@ -22,7 +22,7 @@ class BradleyTerryOptions(Options):
     """How preferences are learnt."""
 
     center: float = Field(default=0.0, ge=0)  # weight of the squared sum of a pair's rewards; 0.01 is usual
-    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)  # probability that a label is the wrong way round
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)  # probability that a pair is the wrong way round
 
 
 @final
@@ -45,9 +45,7 @@ class BradleyTerry:
         return ""
 
     def problem_of(self, item: Pair | Ranking) -> str:
-        """Smoothing is defined for pairs alone; types already hold labels to their ranges."""
-        if self.options.label_smoothing and isinstance(item, Ranking):
-            return "label_smoothing is for pairs; leave it out to learn from rankings"
+        """None: types already hold labels to their ranges."""
         return ""
 
     def targets(self, items: Sequence[Pair | Ranking]) -> dict[str, Tensor]:

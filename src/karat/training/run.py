@@ -168,7 +168,7 @@ def _layout_for(items: Sequence[Any], made: Kind) -> str:
     return "dialogue" if turns else "concat"
 
 
-def _start(config: TrainConfig, model: str, state: PartialState, plain: str) -> tuple[Parts, str]:
+def _start(config: TrainConfig, model: str, state: PartialState, plain: str = "concat") -> tuple[Parts, str]:
     """The model to train, and what is done with over-long rows."""
     options = dict(config.spec)
     policy = str(options.pop("over_length", "drop"))
