@@ -27,7 +27,7 @@ test: setup  ## under five minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not full and not gpu"
 
 test-full: setup  ## real trainers, two processes
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m full
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m full
 
 peers: .peers/trl/ready  ## what the benchmarks measure against, each in an environment of its own
 
