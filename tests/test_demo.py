@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
+
 from karat.training import demo
+from karat.types import BadInput
 
 
 def test_a_short_demo_leaves_report_and_summary(tmp_path, monkeypatch):
@@ -19,3 +22,11 @@ def test_a_short_demo_leaves_report_and_summary(tmp_path, monkeypatch):
     assert found.pairs.n == 40
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "best-of-16" in page
+
+
+def test_a_model_that_is_no_demos_is_left_alone(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine").write_text("x")
+    with pytest.raises(BadInput, match="no demo's"):
+        demo.run_demo(tmp_path)
+    assert (tmp_path / "model" / "mine").is_file()

@@ -47,6 +47,8 @@ def run_demo(folder: Path, seed: int = 0, pairs: int = PAIRS) -> Demo:
     """
     start = time.monotonic()
     torch.set_num_threads(1)  # for a model this small, a second thread costs more than it gives
+    if (folder / "model").exists() and not (folder / "data" / "held_out.jsonl").is_file():
+        raise BadInput(f"{folder / 'model'} is there and is no demo's; choose another --output")
     config = _config(folder, seed, pairs)
     shutil.rmtree(folder / "model", ignore_errors=True)
     trained = run.run(config)
