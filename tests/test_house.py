@@ -101,8 +101,16 @@ except SystemExit:
 
 @pytest.mark.parametrize(
     ("code", "arguments"),
-    [("import karat", []), (HELP, ["--help"]), (HELP, ["train", "--help"]), (HELP, ["kinds"]), (HELP, ["formats"])],
-    ids=["import karat", "--help", "train --help", "kinds", "formats"],
+    [
+        ("import karat", []),
+        (HELP, ["--help"]),
+        (HELP, ["--version"]),
+        (HELP, ["train", "--help"]),
+        (HELP, ["train", "bradley_terry", "--help"]),
+        (HELP, ["kinds"]),
+        (HELP, ["formats"]),
+    ],
+    ids=["import karat", "--help", "--version", "train --help", "train bradley_terry --help", "kinds", "formats"],
 )
 def test_the_front_door_is_light(code, arguments):
     done = subprocess.run(

@@ -101,7 +101,7 @@ class RewardSpec(_Part):
                 homes[name][name] = value
             else:
                 raise BadInput(f"unknown option {name!r}{nearest(name, homes)}")
-        if "layout" in options and "template" not in options:
+        if options.get("layout", self.render.layout) != self.render.layout and "template" not in options:
             render.pop("template", None)  # it was the other layout's
         try:
             return type(self).model_validate(tree)

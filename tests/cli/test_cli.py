@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -74,6 +75,9 @@ def test_settings_from_yaml_and_options_that_win(karat, tmp_path, pairs, model_f
     assert "epochs: 1.0" in kept and "seed: 5" in kept
 
 
+PATHS = ("--model", "m", "--data", "d", "--output", "o")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -87,6 +91,11 @@ def test_settings_from_yaml_and_options_that_win(karat, tmp_path, pairs, model_f
         (["score", "m", "a.jsonl", "--output", "scores.xlsx"], 1, ".parquet"),
         (["score", "m", "a.jsonl", "--poling", "mean"], 2, "pooling"),
         (["kinds", "outcom"], 1, "outcome"),
+        (
+            ["train", "bradley_terry", "--batch-size", "8", "--gradient-accumulation-steps", "3", *PATHS],
+            1,
+            "--batch-size 8 ",
+        ),
     ],
 )
 def test_mistakes_get_a_sentence_and_an_exit_code(karat, tmp_path, monkeypatch, arguments, code, said):
@@ -111,6 +120,27 @@ def test_kinds_and_formats_for_programs(karat):
     assert code == 0 and set(json.loads(out)) >= {"preference", "hh", "outcome", "kwise"}
     code, out, _ = karat("kinds", "bradley_terry")
     assert code == 0 and "--center" in out
+
+
+@pytest.mark.parametrize("arguments", [("train", "--help"), ("train", "bradley_terry", "--help")])
+def test_help_says_where_the_options_of_a_kind_are(karat, arguments):
+    code, out, _ = karat(*arguments)
+    assert code == 0 and "`karat kinds bradley_terry` lists them with their defaults" in " ".join(out.split())
+
+
+def test_version(karat):
+    assert karat("--version") == (0, f"karat {version('karat')}\n", "")
+
+
+def test_messages_spell_options_as_they_are_typed(karat, tmp_path, pairs, model_folder):
+    more = ("--max-length", "12", "--over-length", "error")
+    output = tmp_path / "over_length=drop" / "o"
+    code, _, err = karat("train", "bradley_terry", "--model", model_folder, "--data", pairs, "--output", output, *more)
+    assert code == 1 and "--max-length 12;" in err
+    assert "--over-length cut_prompt to cut" in err and err.endswith("with --over-length drop\n")
+    output.mkdir(parents=True, exist_ok=True)
+    _, _, err = karat("train", "bradley_terry", "--model", model_folder, "--data", pairs, "--output", output)
+    assert str(output) in err, "a path is no option"
 
 
 def test_doctor_says_what_is_wrong(karat, tmp_path):

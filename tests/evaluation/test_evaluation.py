@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from karat.evaluation import _nulls
+from karat.evaluation._charts import charts
+from karat.evaluation._report import Report, html, verdict
 from karat.evaluation.base import LEAD, beats_null, evaluate, find, names, summary
 from karat.types import BadInput, Example, Labelled, Message, Pair, Ranking, Reward, Unscored
 
@@ -106,8 +108,20 @@ def test_a_constant_scorer_gets_0_strict_and_half_half():
 def test_certainty_is_not_claimed_where_all_are_right():
     own = evaluate(number, [pair(str(i), "a 1", "b 0") for i in range(10)]).figure("accuracy")
     assert (own.value, own.high) == (1.0, 1.0) and own.low == pytest.approx(0.7225, abs=1e-4)
-    one = evaluate(number, [pair("same", "a 1", "b 0")] * 10).figure("accuracy")
-    assert one.low < 0.3  # one prompt is one observation
+    assert beats_null(evaluate(number, [pair(str(i), "a 1", "b 0") for i in range(2)])) is False
+
+
+def test_one_prompt_gives_no_interval_and_no_claim():
+    right = [Labelled(example("same", f"a {i}"), float(i > 4)) for i in range(10)]
+    unweighted = [pair("same", "a 1", "b 0"), pair("other", "a 1", "b 0", weight=0)]
+    for items in ([pair("same", "a 1", "b 0")] * 10, [ranking("same", [2, 1], [1, 2])] * 10, right, unweighted):
+        result = evaluate(number, items)
+        assert all(f.low is None and f.high is None for f in (*result.figures, *result.nulls))
+        assert beats_null(result) is None and "no claim can be made" in verdict(result)
+        found = json.loads(json.dumps(summary(result), allow_nan=False))
+        assert (found["accuracy_ci"], found["lead_ci"], found["beats_null"]) == (None, None, None)
+        json.dumps([chart.spec for chart in charts(result)], allow_nan=False)
+    assert "curve_n" in evaluate(number, right).arrays
 
 
 def test_soft_labels_turn_round_and_ties_stay_out():
@@ -160,6 +174,15 @@ def test_calibration_of_calibrated_rewards_is_small():
     assert evaluate(number, items).figure("calibration error (ECE)").value < 0.04
     overdone = evaluate(lambda es: [Reward(4 * r.value) for r in number(es)], items)
     assert overdone.figure("calibration error (ECE)").value > 0.1
+
+
+@pytest.mark.parametrize(("output", "scale"), [("rating", "in the unit of the ratings"), ("probability", "in prob")])
+def test_a_margin_that_is_no_logit_is_not_calibrated(output, scale):
+    result = evaluate(number, PAIRS, output=output)
+    assert result.figure("calibration error (ECE)") is None and "reliability" not in result.arrays
+    assert any(note.startswith("no calibration: ") and scale in note for note in result.notes)
+    assert result.scale.startswith(scale) and "logits" not in html(Report("t", [result])).partition("<script>")[0]
+    assert result.figure("accuracy") == evaluate(number, PAIRS).figure("accuracy")
 
 
 def test_summary_is_json_with_the_best_null():
@@ -253,7 +276,9 @@ def test_one_class_has_no_auc():
 def test_probabilities_are_not_logits():
     items = [Labelled(example(str(i), f"a {v}"), y) for i, (v, y) in enumerate([(0.9, 1), (0.2, 0)])]
     assert evaluate(number, items).figure("accuracy").value == 0.5
-    assert evaluate(number, items, output="probability").figure("accuracy").value == 1.0
+    result = evaluate(number, items, output="probability")
+    assert result.figure("accuracy").value == 1.0 and result.figure("accuracy").note.startswith("at a probability")
+    assert result.figure("Brier score").value == pytest.approx((0.1**2 + 0.2**2) / 2)
     with pytest.raises(BadInput, match="output='logit'"):
         evaluate(number, [Labelled(example("a", "x 3"), 1.0)], output="probability")
 
@@ -313,3 +338,6 @@ def test_kwise_of_a_constant_scorer():
 def test_a_ranking_without_an_order_is_tied():
     result = evaluate(number, [ranking("a", [1, 2], [1, 1]), ranking("b", [2, 1], [1, 2])])
     assert (result.judged, result.tied) == (1, 1)
+    assert "1 of 2 rankings give all their answers one rank, which leaves nothing to judge" in result.notes
+    with pytest.raises(BadInput, match="every judged ranking is one tie"):
+        evaluate(number, [ranking("a", [1, 2], [1, 1])])

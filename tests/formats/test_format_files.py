@@ -218,8 +218,39 @@ def test_what_cannot_be_written(tmp_path):
         ("none/x.jsonl", [{"a": 1}], "there is no folder .*none; create it first"),
         ("folder.csv", [{"a": 1}], "cannot be written"),
         ("x.csv", [{"a": ""}], "in CSV an empty `a` cannot be told from a missing one"),
-        ("x.parquet", [{"a": 1}, {"a": "text"}], "do not fit a Parquet table"),
     ]:
         with pytest.raises(BadInput, match=message):
             write_rows(rows, str(tmp_path / name))
     assert [p.name for p in tmp_path.iterdir()] == ["folder.csv"]
+
+
+@pytest.mark.parametrize(
+    ("values", "written"),
+    [
+        (["a", 1, None, True], ["a", "1", None, "true"]),
+        ([1, 2**70], ["1", str(2**70)]),
+        ([[1], ["a"]], ["[1]", '["a"]']),
+        ([[1, 2**64]], [f"[1, {2**64}]"]),
+        ([None, {"b": {}}], [None, '{"b": {}}']),
+        ([[{"role": "user", "more": {}}]], ['[{"role": "user", "more": {}}]']),
+        ([{"b": 1}, 3], ['{"b": 1}', "3"]),
+    ],
+)
+def test_parquet_columns_of_values_that_share_no_type_are_text(tmp_path, capsys, values, written):
+    path = tmp_path / "x.parquet"
+    write_rows([{"a": value, "n": 1} for value in values], str(path))
+    table = pq.read_table(path)
+    assert table.column("a").to_pylist() == written and table.schema.field("n").type == pa.int64()
+    said = capsys.readouterr().err
+    assert said == "" if values[0] is None else len(said.splitlines()) == 1 and "values of a share no" in said
+
+
+def test_a_prompt_column_of_texts_and_messages_reads_back(tmp_path):
+    rows = [ROW, ROW | {"prompt": [{"role": "user", "content": "Q"}]}]
+    write_rows(rows, str(tmp_path / "x.parquet"))
+    assert base.load(tmp_path / "x.parquet").items == [Example((Message("user", r),), ROW["response"]) for r in "QQ"]
+
+
+def test_types_that_are_given_hold_for_columns_without_a_value(tmp_path):
+    write_rows([{"a": None, "b": []}], str(tmp_path / "x.parquet"), {"a": "", "b": [""]})
+    assert pq.read_table(tmp_path / "x.parquet").schema.types == [pa.string(), pa.list_(pa.string())]

@@ -149,9 +149,39 @@ def test_unknown_columns_name_what_is_expected_nearest_first():
     with pytest.raises(BadInput) as caught:
         base.detect({"promt": "Q", "chosn": "a", "rejeted": "b"}, "f.jsonl")
     text = str(caught.value)
-    assert text.startswith("f.jsonl has the columns promt, chosn, rejeted, which fit no format; rename them to those")
+    assert text.startswith(
+        "f.jsonl has the columns promt, chosn, rejeted, which fit no format;"
+        " rename promt to prompt, chosn to chosen, rejeted to rejected, or all to those of "
+    )
     assert all(f"{name} ({base.get(name).COLUMNS})" in text for name in base.names())
     assert min(text.index("preference ("), text.index("hh (")) < text.index("kwise (") < text.index("model_solutions (")
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "word"),
+    [
+        ({"promt": "Q", "chosen": "a", "rejected": "b"}, "promt", "prompt"),
+        ({"prompt": "Q", "chosen": "a", "rejected": "b", "wieght": 2}, "wieght", "weight"),
+        ({"prompt": "Q", "response": "a", "lable": 1}, "lable", "label"),
+    ],
+)
+def test_a_misspelt_column_that_may_be_missing_is_named(tmp_path, row, column, word):
+    """Pairs without their prompts, or all with the weight 1, would be used without a word."""
+    with pytest.raises(BadInput, match=f"has a column '{column}'; did you mean '{word}'"):
+        base.load(save(tmp_path, row))
+
+
+@pytest.mark.parametrize("column", ["reference", "content", "prompts", "prompt_id", "scored", "rank", "weight_kg"])
+def test_columns_of_other_meanings_are_left_alone(tmp_path, column):
+    assert base.load(save(tmp_path, {"chosen": "a", "rejected": "b", column: "x"})).format == "preference"
+    assert base.load(save(tmp_path, {"prompt": "Q", "response": "a", "label": 1, column: "x"})).format == "outcome"
+
+
+def test_the_columns_that_are_known():
+    assert base.known_columns("preference") == {
+        *("prompt", "chosen", "rejected", "preference", "margin", "weight", "context")
+    }
+    assert not {"Human", "n", "optional", "with"} & base.known_columns()
 
 
 def test_an_unknown_format_names_the_nearest(tmp_path):

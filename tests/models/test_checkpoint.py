@@ -1,8 +1,6 @@
 """What is loaded scores as transformers' own class; what is saved loads again, anywhere; what is broken is refused."""
 
 import json
-import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -21,9 +19,6 @@ from karat.models._parts import HEAD_FILE
 from karat.rewards._local import LocalModel, golden_values
 from karat.spec import FILE_NAME, RewardSpec
 from karat.types import BadInput, CheckpointError, KaratError, Message, Refused, Reward
-
-# Python 3.12 warns of a fork beside threads; xdist has one.
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 LAST = ("llama", "gpt2", "opt", "gpt_neox", "bloom", "qwen3", "mistral")
 ARCHITECTURES = (*LAST, "bert", "roberta", "electra", "distilbert", "deberta-v2")
@@ -442,6 +437,19 @@ def test_broken_checkpoints(name, saved, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("kind", "outcome"), ("pooling", "mean"), ("layout", "dialogue"), ("template", "{{ 1 }}"), ("eos", "append")],
+)
+def test_a_checkpoint_is_not_read_otherwise_than_it_was_trained(name, value, saved):
+    folder = str(saved[0] / "llama")
+    trained_with = checkpoint.load(folder).spec
+    was = getattr(trained_with if name in ("kind", "pooling") else trained_with.render, name)
+    found = refusal(lambda: karat.load(folder, **{name: value}))
+    assert found == f"this reward model was trained with {name}={was!r:.60}; leave {name} out"
+    karat.load(folder, **{name: was}, max_length=30)  # the same again, and what does not change the reading
+
+
 @pytest.mark.parametrize("architecture", ["bart", "t5"])
 def test_encoder_decoders_are_refused_in_a_sentence(architecture, tmp_path):
     from transformers import AutoConfig
@@ -566,21 +574,24 @@ def test_full_disk(tmp_path):
     parts = start(folder)
     checkpoint.save(parts, tmp_path / "out" / "o", golden_values)
     was = before(tmp_path / "out" / "o")
-    read, write = os.pipe()
-    if os.fork() == 0:  # the limit is the process's
-        found = []
+    # The limit is the process's.
+    found = fresh(
+        """
+        import json, resource, sys
+        from pathlib import Path
+        from karat.models import checkpoint
+        from karat.rewards._local import golden_values
+        parts, found = checkpoint.load(sys.argv[1]), []
         for limit in (60_000, 9_000, 20):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
             try:
-                checkpoint.save(parts, tmp_path / "out" / "o", golden_values)
+                checkpoint.save(parts, Path(sys.argv[1]), golden_values)
             except BaseException as error:
                 found.append((type(error).__name__, str(error)))
-        os.write(write, json.dumps(found).encode())
-        os._exit(0)
-    os.close(write)
-    with open(read, "rb") as pipe:
-        found = json.loads(pipe.read())
-    os.wait()
+        print(json.dumps(found))
+        """,
+        tmp_path / "out" / "o",
+    )
     assert [name for name, _ in found] == ["CheckpointError"] * 3, found
     assert all("could not be written" in text and "\n" not in text for _, text in found), found
     assert before(tmp_path / "out" / "o") == was

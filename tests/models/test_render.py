@@ -374,6 +374,21 @@ def test_layouts():
         Renderer(tokenizer, RewardSpec(kind="bradley_terry"), None)
 
 
+@pytest.mark.parametrize("layout", ["concat", "dialogue"])
+def test_plain_layouts_refuse_roles_that_they_do_not_know(layout):
+    render = renderer(toys.byte_tokenizer(), layout=layout)
+    for role, near in (("asistant", "assistant"), ("User", "user"), ("systm", "system")):
+        assert f"did you mean '{near}'?" in reason(render, (Message(role, "a"),), "b")
+    assert "known are assistant, system, tool, user" in reason(render, (Message("x", "a"),), "b")
+    for role in ("system", "user", "assistant", "tool"):
+        assert ids_of(render, (Message(role, "a"),), "b")
+
+
+@pytest.mark.parametrize("options", [{}, {"layout": "dialogue", "template": "{{ messages[0].role }}"}])
+def test_templates_of_their_own_decide_about_roles(options):
+    assert ids_of(renderer(toys.byte_tokenizer(), **options), (Message("critic", "a"),), "b")
+
+
 @pytest.mark.parametrize(("pooling", "read"), [("last", (3,)), ("cls", (0,)), ("mean", Span(0, 4))])
 def test_reads(pooling, read):
     (found,) = renderer(toys.byte_tokenizer(), pooling=pooling, layout="concat", eos="append")([example("a", "b")])

@@ -2,9 +2,11 @@
 
 import gzip
 import json
-import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,9 +16,6 @@ import karat
 from karat.rewards import _offline
 from karat.rewards._offline import check_output, score_file, score_rows
 from karat.types import BadInput
-
-# Python 3.12 warns of a fork beside threads; xdist has one.
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 ROWS = [{"id": i, "prompt": f"{i}+{i}?", "response": f"It is {2 * i}." + "!" * (i % 7)} for i in range(23)]
 
@@ -103,6 +102,8 @@ def test_columns_that_scoring_would_overwrite(local, tmp_path):
             score_file(local, jsonl(tmp_path / "d.jsonl", rows), tmp_path / "o.jsonl", {})
     with pytest.raises(BadInput, match="need prompt and response"):
         score_file(local, jsonl(tmp_path / "e.jsonl", [{"text": "a"}]), tmp_path / "p.jsonl", {})
+    with pytest.raises(BadInput, match="rename promt to prompt, responce to response"):
+        score_file(local, jsonl(tmp_path / "e.jsonl", [{"promt": "", "responce": ""}]), tmp_path / "p.jsonl", {})
 
 
 def test_outputs_that_cannot_be(tmp_path):
@@ -112,45 +113,36 @@ def test_outputs_that_cannot_be(tmp_path):
             check_output(tmp_path / name)
 
 
-def killed_after(parts, work):
-    """Run `work` in a process of its own and kill it when so many parts are there."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    folder, end = parts
+SLOW = """
+import sys, time
+import karat
+from karat.rewards import _offline
+model = karat.load(sys.argv[1])
+score = model.score_many
+model.score_many = lambda *a, **k: time.sleep(0.1) or score(*a, **k)  # gives the killer time
+_offline.PART = 4
+_offline.score_file(model, sys.argv[2], _offline.Path(sys.argv[3]), {"model": "m"})
+"""
+
+
+def killed_after(count, model_folder, data, output):
+    """Score in a process of its own and kill it when so many parts are there."""
+    child = subprocess.Popen([sys.executable, "-c", SLOW, str(model_folder), data, str(output)])
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and len(list(folder.glob("part-*"))) < end:
+    while time.monotonic() < deadline and len(list(Path(f"{output}.parts").glob("part-*"))) < count:
         time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), "it ended before it was killed"
-
-
-class Slow:
-    """A model that gives the killer time."""
-
-    def __init__(self, model):
-        self.model = model
-        self.fingerprint = model.fingerprint
-
-    def score_many(self, examples, **options):
-        time.sleep(0.1)
-        return self.model.score_many(examples, **options)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL, "it ended before it was killed"
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
-def test_a_killed_run_goes_on_to_the_same_output(local, tmp_path, monkeypatch, ending):
+def test_a_killed_run_goes_on_to_the_same_output(local, model_folder, tmp_path, monkeypatch, ending):
     monkeypatch.setattr(_offline, "PART", 4)
     data = jsonl(tmp_path / "d.jsonl", [*ROWS, {"prompt": "a"}, *ROWS])
     whole, output = tmp_path / f"whole{ending}", tmp_path / f"o{ending}"
     score_file(local, data, whole, {"model": "m"})
     for end in (1, 4):
-        killed_after(
-            (tmp_path / f"o{ending}.parts", end), lambda: score_file(Slow(local), data, output, {"model": "m"})
-        )
+        killed_after(end, model_folder, data, output)
         assert not output.exists()
     scored = []
     monkeypatch.setattr(local, "score_many", lambda e, f=local.score_many: f(scored.append(x) or x for x in e))
@@ -164,7 +156,7 @@ def test_a_killed_run_goes_on_to_the_same_output(local, tmp_path, monkeypatch, e
 def test_parts_of_another_run_are_refused(local, model_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(_offline, "PART", 4)
     data, output = jsonl(tmp_path / "d.jsonl", ROWS), tmp_path / "o.jsonl"
-    killed_after((tmp_path / "o.jsonl.parts", 1), lambda: score_file(Slow(local), data, output, {"model": "m"}))
+    killed_after(1, model_folder, data, output)
     shorter = karat.load(str(model_folder), max_length=100)
     for model, settings in ((local, {"model": "n"}), (shorter, {"model": "m"})):
         with pytest.raises(BadInput, match="another model, data or options"):
@@ -189,3 +181,25 @@ def test_a_folder_of_someone_else_is_left_alone(local, tmp_path):
     with pytest.raises(BadInput, match="something else"):
         score_file(local, jsonl(tmp_path / "d.jsonl", ROWS), tmp_path / "o.jsonl", {})
     assert (parts / "mine.txt").read_text() == "mine"
+
+
+MIXED = [
+    {"id": "a", "more": None, "tags": [1], "chat": [{"role": "user", "meta": {}}]},
+    {"id": 2, "more": {"x": 1}, "tags": ["b"]},
+    {"id": 2**70, "more": {"y": "z"}, "tags": []},
+]
+
+
+@pytest.mark.parametrize("unscored", [False, True])
+def test_columns_of_several_types_and_without_values_end_in_parquet(local, tmp_path, monkeypatch, capsys, unscored):
+    """What made the last write fail after hours, and the type of a result depend on the rows."""
+    monkeypatch.setattr(_offline, "PART", 1)
+    rows = [{**ROWS[i], **more, **({"response": 3} if unscored else {})} for i, more in enumerate(MIXED)]
+    score_file(local, jsonl(tmp_path / "d.jsonl", rows), tmp_path / "o.parquet", {})
+    table = pq.read_table(tmp_path / "o.parquet")
+    assert table.column("id").to_pylist() == ["a", "2", str(2**70)]
+    assert table.column("more").to_pylist() == [None, '{"x": 1}', '{"y": "z"}']
+    assert [json.loads(v) for v in table.column("tags").to_pylist()] == [r["tags"] for r in MIXED]
+    assert "values of id, tags, chat share no Parquet type" in capsys.readouterr().err
+    types = [table.schema.field(name).type for name in _offline.COLUMNS]
+    assert types == [pa.float64(), pa.string(), pa.int64(), pa.bool_(), pa.list_(pa.string())]

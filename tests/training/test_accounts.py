@@ -4,7 +4,13 @@ import kit
 import pytest
 
 import toys
-from karat import arithmetic
+from karat import arithmetic, progress
+from karat.formats import base as formats
+from karat.models import checkpoint
+from karat.models.render import Renderer
+from karat.rewards.base import kind
+from karat.spec import RewardSpec
+from karat.training import _data
 from karat.types import BadInput
 
 GOOD = [{"prompt": f"{i}?", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(12)]
@@ -143,3 +149,43 @@ def test_non_utf8_and_long_texts(model_folder, tmp_path):
     (tmp_path / "latin.jsonl").write_bytes('{"prompt": "é", "chosen": "a", "rejected": "b"}\n'.encode("latin-1"))
     with pytest.raises(BadInput, match="UTF-8"):
         kit.train(tmp_path / "b", model_folder, str(tmp_path / "latin.jsonl"))
+
+
+@pytest.mark.parametrize("options", [{}, {"layout": "dialogue", "over_length": "cut_prompt"}])
+@pytest.mark.parametrize("size", [1, 4, 64])
+def test_rows_that_are_rendered_together_are_those_of_one_by_one(model_folder, tmp_path, monkeypatch, size, options):
+    items = formats.load(kit.write(tmp_path / "d.jsonl", ROWS), None).items
+    spec = RewardSpec(kind="bradley_terry").with_options(max_length=200, **options)
+    parts = checkpoint.start(model_folder, spec, device="cpu")
+    renderer, made = Renderer(parts.tokenizer, parts.spec, parts.positions), kind("bradley_terry")
+    monkeypatch.setattr(_data, "_CHUNK", size)
+    account = _data.Account("train")
+    rows = _data.prepare(items, made, renderer, "drop", account)
+    alone = {item.origin: renderer(made.examples(item)) for item in items}
+    assert [row.sequences for row in rows] == [tuple(r.sequence for r in alone[row.item.origin]) for row in rows]
+    assert len(rows) == account.used == (14 if options else 13)
+    assert [origin for origin, _ in account.dropped] == [i.origin for i in items if i not in [r.item for r in rows]]
+
+
+def test_rendering_shows_how_far_it_is(model_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_EVERY", -1.0)
+    kit.train(tmp_path, model_folder, kit.pairs(tmp_path), eval="0.25")
+    err = capsys.readouterr().err
+    assert "rendering the train data 18/18" in err and "rendering the eval data 6/6" in err
+
+
+def test_no_bar_is_left_open_under_an_error(model_folder, tmp_path, monkeypatch):
+    ended = []
+
+    def bar(items, total, what):
+        try:
+            yield from items
+        finally:
+            ended.append(what)
+
+    monkeypatch.setattr(progress, "track", bar)
+    data = kit.write(tmp_path / "d.jsonl", ROWS)
+    with pytest.raises(BadInput, match="more than max_length") as error:
+        kit.train(tmp_path, model_folder, data, spec={"max_length": 200, "over_length": "error"})
+    assert error.tb  # which keeps what was not closed
+    assert ended == ["rendering the train data"]

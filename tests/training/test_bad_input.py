@@ -75,6 +75,10 @@ def test_yaml(tmp_path, content):
         ),
         ({"trainer": {"report_to": "tensorbord"}}, "tensorbord is not supported"),
         ({"trainer": {"gradient_accumulation_steps": 3}}, "batch_size=8 cannot be split into 3 equal parts"),
+        (
+            {"method": "frozen", "trainer": {"gradient_checkpointing": True}},
+            "gradient_checkpointing saves nothing with method=frozen",
+        ),
         ({"method": "lora", "lora": {"rank": 3}}, "peft refuses the LoRA options"),
         ({"method": "lora", "lora": {"target_modules": ["none_such"]}}, "peft refuses the LoRA options"),
         ({"format": "hhh"}, "no format 'hhh'; did you mean 'hh'?"),

@@ -7,15 +7,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 import karat
 import toys
+from karat import progress
 from karat.engine.padded import PaddedEngine
-from karat.evaluation._files import evaluate_file
+from karat.evaluation._files import evaluate_files
 from karat.models import checkpoint
-from karat.rewards._local import load
+from karat.rewards._local import LocalModel, load
 from karat.spec import RewardSpec
-from karat.training import run
+from karat.training import _forward, run
+from karat.types import Sequence
 
 
 def score(folder, prompt="What is 2+2?", answers=("4", "five, I think")):
@@ -113,6 +116,19 @@ def test_frozen_features_are_computed_once(model_folder, tmp_path, monkeypatch):
     assert seen == [16]  # each answer once, whatever the epochs and evaluations
 
 
+def test_frozen_features_show_how_far_they_are_and_are_those_of_one_by_one(model_folder, monkeypatch, capsys):
+    parts = checkpoint.start(model_folder, RewardSpec(kind="bradley_terry"), device="cpu")
+    engine = LocalModel(parts).engine
+    sequences = [Sequence(tuple(range(9, 9 + n)), {"last": (n - 1,)}) for n in (3, 30, 7, 3, 12, 1, 20)]
+    wanted = [engine.run([s])[0]["last"] for s in sequences]
+    monkeypatch.setattr(progress, "_EVERY", -1.0)
+    monkeypatch.setattr(_forward, "CHUNK", 2)
+    stored = _forward.StoredForward(engine, sequences)
+    assert "computing features 6/6" in capsys.readouterr().err  # of seven, two are equal
+    monkeypatch.setattr(PaddedEngine, "run", None)
+    torch.testing.assert_close(torch.cat([s["last"] for s in stored.run(sequences)]), torch.cat(wanted))
+
+
 def test_a_run_goes_on_from_a_head_and_makes_a_new_one_where_there_is_none(tmp_path):
     still = {"learning_rate": 1e-12}
     with_head = toys.save(tmp_path / "with", toys.reward_model())
@@ -201,6 +217,23 @@ def test_bf16_keeps_the_head_and_the_rewards_in_float32(model_folder, tmp_path, 
     assert (values.bfloat16().float() != values).all()
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_gradient_checkpointing_gives_the_same_losses(model_folder, tmp_path, monkeypatch, method):
+    forwards = []
+    forward = LlamaMLP.forward
+    monkeypatch.setattr(
+        LlamaMLP, "forward", lambda self, x: forwards.append(torch.is_grad_enabled()) or forward(self, x)
+    )
+    data, settings = kit.pairs(tmp_path), {"method": method, "epochs": 2.0, "learning_rate": 1e-2}
+    plain = kit.train(tmp_path / "a", model_folder, data, **settings)
+    without = sum(forwards)
+    saving = kit.train(tmp_path / "b", model_folder, data, **settings, trainer={"gradient_checkpointing": True})
+    assert sum(forwards) - without > without, "layers are computed again for their gradients"
+    assert kit.losses(saving) == pytest.approx(kit.losses(plain), abs=1e-6)
+    assert kit.losses(plain)[0] != pytest.approx(kit.losses(plain)[-1], abs=1e-3), "something was learnt"
+    assert score(saving.folder) == pytest.approx(score(plain.folder), abs=1e-5)
+
+
 @pytest.mark.full
 def test_bf16_differs_from_float32_only_by_rounding(model_folder, tmp_path):
     data = kit.pairs(tmp_path)
@@ -226,7 +259,7 @@ def test_ratings_are_learnt_by_squared_error(model_folder, tmp_path, real_report
     assert summary["figures"]["RMSE"]["value"] ** 2 == pytest.approx(held_out[-1], rel=1e-3)
     assert [line["eval_Spearman correlation"] for line in trained.history if "eval_loss" in line]
     assert "Predicted and true ratings" in (trained.folder / "report.html").read_text()
-    again = evaluate_file(karat.load(str(trained.folder)), data)  # the checkpoint knows what its rewards are
+    (again,) = evaluate_files(karat.load(str(trained.folder)), [data])  # the checkpoint knows what its rewards are
     assert again.name == "rating" and again.judged == 40
     assert score(trained.folder, "7", ["xxxx"])[0] > score(trained.folder, "7", [""])[0]
 

@@ -49,7 +49,8 @@ def stop_at(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("method", "step"), [pytest.param("full", 1, marks=pytest.mark.full), ("full", 5), ("lora", 5), ("frozen", 6)]
+    ("method", "step"),
+    [pytest.param("full", 1, marks=pytest.mark.full), ("full", 5), ("full", 7), ("lora", 5), ("frozen", 6)],
 )
 def test_stopped_run_lands_where_the_other_does(model_folder, tmp_path, stop_at, monkeypatch, method, step, capfd):
     data = kit.pairs(tmp_path)
@@ -140,6 +141,25 @@ def test_a_run_trains_in_a_thread_where_signals_cannot_be_caught(model_folder, t
 
 
 # In processes of their own
+
+
+def test_a_second_run_into_the_same_output_is_refused(model_folder, tmp_path, monkeypatch):
+    data = kit.pairs(tmp_path, 8)
+    second = []
+
+    def meanwhile(config):
+        second.append(subprocess.run(command(model_folder, data, config.output), capture_output=True, text=True))
+        return read_both(config)
+
+    read_both = run._data.read_both
+    monkeypatch.setattr(run._data, "read_both", meanwhile)
+    trained = kit.train(tmp_path, model_folder, data)
+    assert second[0].returncode == 1 and second[0].stdout == ""
+    assert second[0].stderr == (
+        f"karat: another process is training into {tmp_path / 'out.partial'}; wait for it, or choose another --output\n"
+    )
+    assert trained.folder.is_dir()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "pairs.jsonl"]
 
 
 def command(model, data, output):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -92,3 +93,22 @@ def spec_fields() -> set[str]:
 
     kept = {"golden", "tokenizer_sha256", "options", "render", "template"}
     return ({*RewardSpec.model_fields, *Render.model_fields}) - kept
+
+
+_OWN = {"batch_size", "method"}  # karat's settings that messages give a value to
+# A word by itself, so that paths such as runs/layout=chat/m stay what they are.
+_SETTING = re.compile(r"""(?<![^\s(])(\w+)=(["']?)([\w-]+(?:\.\d+)?)\2(?![\w./=-])""")
+
+
+def spelled(message: str) -> str:
+    """A message with its settings spelt as on the command line; `output` stays, which is a folder there.
+
+    >>> spelled("raise max_length=8, or use over_length='cut_prompt'; x=3")
+    'raise --max-length 8, or use --over-length cut_prompt; x=3'
+    """
+    names = (spec_fields() | _OWN) - {"output"}
+
+    def as_option(found: re.Match[str]) -> str:
+        return f"--{found[1].replace('_', '-')} {found[3]}" if found[1] in names else found[0]
+
+    return _SETTING.sub(as_option, message)

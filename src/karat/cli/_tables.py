@@ -25,6 +25,7 @@ def _plain(cell: str) -> Any:
 
 def result(found: Any) -> None:
     """Print an evaluation: each figure with its interval, and its nulls under it."""
+    from karat.cli._options import spelled
     from karat.evaluation._report import verdict
 
     rows: list[tuple[str, str, str]] = []
@@ -33,7 +34,9 @@ def result(found: Any) -> None:
         rows += [(f"  {null.name} (null)", number(null.value), interval(null)) for null in found.nulls_of(figure.name)]
     table(("figure", "value", "95 % interval"), rows, f"{found.name}: {found.judged} of {found.n} {found.unit} judged")
     for reason, count in found.unscored.items():
-        print(f"unscored {count}: {reason}")
+        print(f"unscored {count}: {spelled(reason)}")
+    if found.tied:
+        print(f"tied {found.tied}: their label prefers no answer")
     print(verdict(found))
 
 

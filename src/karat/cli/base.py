@@ -9,6 +9,7 @@ import sys
 import typer
 
 from karat import members
+from karat.cli._options import spelled
 from karat.types import KaratError
 
 
@@ -29,7 +30,19 @@ def app() -> typer.Typer:
     return made
 
 
-def _callback() -> None:
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"karat {version('karat')}")
+        raise typer.Exit
+
+
+def _callback(
+    version: bool = typer.Option(
+        False, "--version", help="Show the version and exit.", callback=_version, is_eager=True
+    ),
+) -> None:
     """One home for reward models: train, score and evaluate by one description of how text becomes a reward."""
 
 
@@ -41,7 +54,7 @@ def main() -> None:
     try:
         app()()
     except KaratError as error:
-        fail(str(error))
+        fail(spelled(str(error)))
     except KeyboardInterrupt:
         fail("stopped")
     except MemoryError:

@@ -15,7 +15,7 @@ def command(
     model: str = typer.Argument(help="Folder or hub id of a reward model."),
     data: list[str] = typer.Argument(help="Files of pairs, labelled answers or rankings: PATH[START:STOP]."),
     train_data: list[str] = typer.Option(None, help="What the model was trained on; the n-gram null learns from it."),
-    output: Path = typer.Option(None, help="Folder for report.html and summary.json."),
+    output: Path = typer.Option(None, help="A new folder for report.html and summary.json."),
     format: str = typer.Option(None, help="Format of the data; else told from the columns."),
     seed: int = typer.Option(0, help="Of the bootstrap."),
     device: str = _options.DEVICE,
@@ -25,15 +25,17 @@ def command(
     """Evaluate a reward model on held-out data; further options are the spec's (--max-length, --over-length, …)."""
     from karat import load
     from karat.evaluation import base
-    from karat.evaluation._files import evaluate_file, write_run
+    from karat.evaluation._files import check_output, evaluate_files, write_run
 
     options = _options.extra(context, _options.spec_fields())
-    rm = load(model, device=device, dtype=dtype, **options)
-    results = [evaluate_file(rm, source, train_data or [], format, seed) for source in data]
     if output is not None:
-        write_run(output, f"{model} on {', '.join(data)}", results, {"model": model, "data": data, **options})
+        check_output(output)
+    rm = load(model, device=device, dtype=dtype, **options)
+    results = evaluate_files(rm, data, train_data or [], format, seed)
     if as_json:
         print(json.dumps([base.summary(r) for r in results]))
-        return
-    for result in results:
-        _tables.result(result)
+    else:
+        for result in results:
+            _tables.result(result)
+    if output is not None:  # last: should it fail, the figures have been shown
+        write_run(output, f"{model} on {', '.join(data)}", results, {"model": model, "data": data, **options})

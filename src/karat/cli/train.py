@@ -28,9 +28,9 @@ def command(
 ) -> None:
     """Train a reward model; the same command goes on with a run that was stopped.
 
-    Further options are those of the kind (--center, --label-smoothing, --objective), of the spec (--max-length,
-    --over-length error|drop|cut_prompt, --layout, --pooling) and of transformers' TrainingArguments (--bf16,
-    --gradient-accumulation-steps, --report-to tensorboard, --max-steps, …).
+    Further options are those of the kind (`karat kinds bradley_terry` lists them with their defaults), of the spec
+    (--max-length, --over-length error|drop|cut_prompt, --layout, --pooling) and of transformers' TrainingArguments
+    (--bf16, --gradient-accumulation-steps, --report-to tensorboard, --max-steps, …).
     """
     from karat.training.config import TrainConfig, read_yaml
 

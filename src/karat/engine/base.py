@@ -1,6 +1,5 @@
 """The contract of an engine, and the checks that every engine makes."""
 
-from collections.abc import Mapping
 from typing import Protocol
 
 from torch import Tensor
@@ -8,7 +7,11 @@ from torch import Tensor
 from karat import types
 from karat.types import KaratError
 
-States = Mapping[str, Tensor]
+
+class States(dict[str, Tensor]):
+    """Hidden states by the names of the reads, and how many of the sequence's tokens were not computed for it."""
+
+    cached_tokens: int = 0
 
 
 class EngineError(KaratError, ValueError):

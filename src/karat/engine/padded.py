@@ -153,7 +153,7 @@ def unflatten(sequences: list[types.Sequence], states_RD: Tensor) -> list[States
     out: list[States] = []
     at = 0
     for sequence in sequences:
-        mine: dict[str, Tensor] = {}
+        mine = States()
         for name, read in sequence.reads.items():
             count = 1 if isinstance(read, types.Span) else len(read)
             mine[name] = states_RD[at : at + count]

@@ -7,7 +7,7 @@ import numpy as np
 
 from karat import metrics
 from karat.evaluation import _nulls
-from karat.evaluation._common import lengths_of, share
+from karat.evaluation._common import Sample, lengths_of
 from karat.evaluation.base import AnswerOf, Figure, Setup
 from karat.metrics import FloatArray
 from karat.types import Example, Labelled
@@ -23,7 +23,8 @@ class BestOf:
     figures: tuple[Figure, ...] = ()
     nulls: tuple[Figure, ...] = ()
     notes: tuple[str, ...] = ()
-    arrays: dict[str, FloatArray] = field(default_factory=dict)  # curve_n [N], "curve_<name>" [N, 3]: value, low, high
+    # curve_n [N], "curve_<name>" [N, 3]: value, low, high, the last two NaN where there is no interval
+    arrays: dict[str, FloatArray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ def _one(pool: _Pool, name: str, n: int, answers: list[list[str | None]] | None,
 
 
 def _share(name: str, credit: FloatArray, seed: int) -> Figure:
-    return share(name, credit, np.ones(credit.size), range(credit.size), seed)
+    return Sample(np.ones(credit.size), range(credit.size), seed).share(name, credit)
 
 
 def _length_nulls(pool: _Pool, against: str, seed: int) -> list[Figure]:

@@ -92,7 +92,7 @@ def distribution(result: Result) -> Chart | None:
         margin = np.asarray(result.arrays["margin"], dtype=np.float64)
         rows = _margin_bars(margin)
         alt = f"Margins from {margin.min():.3g} to {margin.max():.3g}; {np.mean(margin > 0):.1%} above 0"
-        return Chart("Margins", alt, alt, _histogram(rows, "better minus worse, logits", stack=True))
+        return Chart("Margins", alt, alt, _histogram(rows, f"better minus worse, {result.scale}", stack=True))
     reward, right = np.asarray(result.arrays["reward"]), np.asarray(result.arrays["right"]) == 1
     rows = _reward_bars(reward, right)
     means = [f"{name} {reward[side].mean():.3g}" for name, side in (("right", right), ("wrong", ~right)) if side.any()]
@@ -173,7 +173,7 @@ def best_of(result: Result) -> Chart | None:
     n = np.asarray(result.arrays["curve_n"]).astype(int).tolist()
     shown = {key: words for key, words in _CURVES.items() if f"curve_{key}" in result.arrays}
     rows = [
-        {"n": k, "value": value, "low": low, "high": high, "series": shown[key][0]}
+        {"n": k, "value": value, "low": _or_none(low), "high": _or_none(high), "series": shown[key][0]}
         for key in shown
         for k, (value, low, high) in zip(n, result.arrays[f"curve_{key}"].tolist(), strict=True)
     ]
@@ -296,6 +296,10 @@ def _histogram(rows: list[dict[str, Any]], title: str, stack: bool) -> dict[str,
     y = _alt().Y("rows:Q", title="rows", stack="zero" if stack else None)
     chart = _alt().Chart(_data(rows)).mark_bar(opacity=0.9 if stack else 0.6)
     return _spec(chart.encode(x=x, x2="to:Q", y=y, color=_colour("side:N", colours, legend=True)))
+
+
+def _or_none(value: float) -> float | None:
+    return value if np.isfinite(value) else None  # JSON has no NaN
 
 
 def _drawn(size: int, seed: int) -> list[int]:

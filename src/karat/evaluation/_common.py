@@ -10,6 +10,7 @@ import numpy as np
 from karat import metrics
 from karat.evaluation.base import LEAD, Figure, Mistake, Scorer
 from karat.metrics import FloatArray, Interval
+from karat.rewards.base import Output
 from karat.types import BadInput, Example, Item, Labelled, Pair, Reward, Unscored
 
 MISTAKES = 5
@@ -66,6 +67,11 @@ def _values(rewards: Iterable[Reward]) -> FloatArray:
     return values
 
 
+def scale(output: Output) -> str:
+    """What differences of such rewards are in."""
+    return {"logit": "logits", "probability": "in probability", "rating": "in the unit of the ratings"}[output]
+
+
 def prompt_ids(examples: Iterable[Example]) -> list[int]:
     """A number for each distinct prompt, in order of appearance: the clusters of the bootstrap."""
     seen: dict[Hashable, int] = {}
@@ -77,50 +83,73 @@ def lengths_of(examples: Iterable[Example]) -> FloatArray:
     return np.array([len(example.response) for example in examples], dtype=np.float64)
 
 
-def share(
-    name: str, credit: FloatArray, weights: FloatArray, groups: Sequence[int], seed: int, note: str = ""
-) -> Figure:
-    """A mean of credits in [0, 1], [B], with an interval over whole prompts.
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Rows with their weights, of which whole prompts are drawn for every interval."""
 
-    Where no resample differs (all right, all wrong, one prompt), the bootstrap would claim certainty; Wilson's interval
-    over the number of prompts takes its place.
+    weights: FloatArray  # [B] >= 0
+    prompts: Sequence[int]  # [B]
+    seed: int
+
+    @property
+    def clusters(self) -> int:
+        """Prompts with a weight."""
+        return len({prompt for prompt, weight in zip(self.prompts, self.weights, strict=True) if weight > 0})
+
+    def mean(
+        self, name: str, values: FloatArray, ends: tuple[float, float], note: str = "", percent: bool = False
+    ) -> Figure:
+        """A mean of values [B] that lie between `ends`, with its interval."""
+        found = None
+        if self.clusters > 1:
+            found = metrics.bootstrap_interval(values, weights=self.weights, groups=self.prompts, seed=self.seed)
+        value = float(values @ self.weights / self.weights.sum())
+        return bounded(Figure(name, value, n=values.size, note=note, percent=percent), ends, found, self.clusters)
+
+    def share(self, name: str, credit: FloatArray, note: str = "") -> Figure:
+        """A mean of credits in [0, 1], [B]."""
+        return self.mean(name, credit, (0.0, 1.0), note, percent=True)
+
+    def nulls(self, credits: dict[str, FloatArray], against: str) -> tuple[Figure, ...]:
+        """The nulls of a share, from each one's credits [B]; a constant credit is exact and has no interval."""
+        figures = []
+        for name, credit in credits.items():
+            figure = self.share(name, credit)
+            exact = np.ptp(credit) == 0
+            known = replace(figure, low=None, high=None, note="expected") if exact else figure
+            figures.append(replace(known, against=against))
+        return tuple(figures)
+
+    def lead(self, credit: FloatArray, null: FloatArray, over: str) -> Figure:
+        """Mean difference of the model's and the null's credits on the same rows, with a paired interval."""
+        return self.mean(LEAD, credit - null, (-1.0, 1.0), f"over {over}, on the same rows", percent=True)
+
+    def statistic_interval(self, columns: FloatArray, statistic: metrics.Statistic) -> Interval | None:
+        """Interval of a statistic of rows [B, F]; None where there is one prompt."""
+        if self.clusters < 2:
+            return None
+        n = _RESAMPLES_OF_A_STATISTIC
+        return metrics.bootstrap_interval(columns, statistic, groups=self.prompts, n=n, seed=self.seed)
+
+
+def bounded(figure: Figure, ends: tuple[float, float], found: Interval | None, trials: int) -> Figure:
+    """A figure that lies between `ends` with the interval that resampling found; one prompt (None) gives none.
+
+    Where no resample differs (all right, all wrong), the bootstrap would claim certainty; Wilson's interval of the
+    figure's place between the ends, over that many trials, takes its place.
     """
-    value = float(credit @ weights / weights.sum())
-    low, high = metrics.bootstrap_interval(credit, weights=weights, groups=groups, seed=seed)
-    if math.isclose(low, high):
-        clusters = len(set(groups))
-        low, high = metrics.wilson_interval(min(value, 1.0) * clusters, clusters)
-        note = f"{note}; Wilson interval" if note else "Wilson interval"
-    return Figure(name, value, low, high, credit.size, note, percent=True)
+    if found is None:
+        return replace(figure, note=_joined(figure.note, "one prompt, so no interval"))
+    if not math.isclose(found.low, found.high, abs_tol=1e-9):
+        return replace(figure, low=found.low, high=found.high)
+    bottom, width = ends[0], ends[1] - ends[0]
+    place = min(max((figure.value - bottom) / width, 0.0), 1.0)
+    low, high = (bottom + width * end for end in metrics.wilson_interval(place * trials, trials))
+    return replace(figure, low=low, high=high, note=_joined(figure.note, "Wilson interval"))
 
 
-def null_shares(
-    credits: dict[str, FloatArray], against: str, weights: FloatArray, groups: Sequence[int], seed: int
-) -> tuple[Figure, ...]:
-    """The nulls of a share, from each one's credits [B]; a constant credit is exact and has no interval."""
-    figures = []
-    for name, credit in credits.items():
-        figure = share(name, credit, weights, groups, seed)
-        exact = np.ptp(credit) == 0
-        known = replace(figure, low=None, high=None, note="expected") if exact else figure
-        figures.append(replace(known, against=against))
-    return tuple(figures)
-
-
-def lead(
-    credit: FloatArray, null: FloatArray, weights: FloatArray, groups: Sequence[int], seed: int, over: str
-) -> Figure:
-    """Mean difference of the model's and the null's credits on the same rows, with a paired interval."""
-    gap = credit - null
-    low, high = metrics.bootstrap_interval(gap, weights=weights, groups=groups, seed=seed)
-    return Figure(
-        LEAD, float(gap @ weights / weights.sum()), low, high, gap.size, f"over {over}, on the same rows", percent=True
-    )
-
-
-def statistic_interval(columns: FloatArray, statistic: metrics.Statistic, groups: Sequence[int], seed: int) -> Interval:
-    """Interval over whole prompts of a statistic of rows [B, F]."""
-    return metrics.bootstrap_interval(columns, statistic, groups=groups, n=_RESAMPLES_OF_A_STATISTIC, seed=seed)
+def _joined(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
 
 
 def spread(rewards: FloatArray) -> list[Figure]:

@@ -1,48 +1,75 @@
 """Evaluating a model on a data file, and the folder that a run leaves."""
 
 import json
+import os
+import secrets
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from karat import types
 from karat.evaluation import _report
 from karat.evaluation.base import Result, evaluate, summary, with_unscored
 from karat.formats import base as formats
 from karat.rewards.base import RewardModel
-from karat.types import BadInput, Example
+from karat.types import BadInput, Example, Item
 
 
-def evaluate_file(
-    model: RewardModel, data: str, training: Sequence[str] = (), format: str | None = None, seed: int = 0
-) -> Result:
-    """The figures of a model on the items of a data file; `training` files feed the n-gram null.
+def evaluate_files(
+    model: RewardModel, data: Sequence[str], training: Sequence[str] = (), format: str | None = None, seed: int = 0
+) -> list[Result]:
+    """The figures of a model on the items of each data file; `training` files feed the n-gram null.
 
     Raises:
-        BadInput: the file holds no items that can be evaluated.
+        BadInput: a file holds no items that can be evaluated; all are read before any is scored.
     """
-    loaded = formats.load(data, format)
+    read = [_read(path, format) for path in data]
+    known = [i for source in training for i in formats.load(source, format).items if not isinstance(i, Example)]
+
+    def score(examples: Sequence[Example]) -> list[types.Result]:
+        return list(model.score_many(examples))
+
+    found = [(evaluate(score, items, known, seed, output=model.output), unused) for items, unused in read]
+    return [with_unscored(result, unused) for result, unused in found]
+
+
+def _read(path: str, format: str | None) -> tuple[list[Item], list[str]]:
+    """The labelled items of a file, and why each of its other rows is not used."""
+    loaded = formats.load(path, format)
     items = [item for item in loaded.items if not isinstance(item, Example)]
     if not items:
-        raise BadInput(f"{data} holds answers without labels; to evaluate, it needs pairs, labels or rankings")
+        raise BadInput(f"{path} holds answers without labels; to evaluate, it needs pairs, labels or rankings")
     for problem in loaded.problems:
         print(f"not used: {problem}", file=sys.stderr)
-    unused = [*(p.reason for p in loaded.problems), *["it has no label"] * (len(loaded.items) - len(items))]
-    known = [i for source in training for i in formats.load(source, format).items if not isinstance(i, Example)]
-    result = evaluate(lambda examples: list(model.score_many(examples)), items, known, seed, output=model.output)
-    return with_unscored(result, unused)
+    return items, [*(p.reason for p in loaded.problems), *["it has no label"] * (len(loaded.items) - len(items))]
+
+
+def check_output(folder: Path) -> None:
+    """Raise BadInput for a folder that could not be written in the end."""
+    if folder.exists() or folder.is_symlink():
+        raise BadInput(f"{folder} is already there; choose another --output, or remove it")
+    there = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise BadInput(f"{there} is no folder that can be written to; choose another --output")
 
 
 def write_run(folder: Path, title: str, results: Sequence[Result], settings: Mapping[str, Any]) -> None:
-    """Write report.html and summary.json.
+    """Write report.html and summary.json into a new folder, which appears whole or not at all.
 
     Raises:
-        BadInput: the folder cannot be written to.
+        BadInput: the folder is there, or cannot be written to.
     """
+    check_output(folder)
+    aside = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        aside.mkdir(parents=True)
         text = json.dumps([summary(r) for r in results], indent=2)
-        (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
-        _report.write(_report.Report(title, results, settings=settings), folder / "report.html")
+        (aside / "summary.json").write_text(text + "\n", encoding="utf-8")
+        _report.write(_report.Report(title, results, settings=settings), aside / "report.html")
+        aside.rename(folder)
     except OSError as error:
         raise BadInput(f"{folder} cannot be written to ({error.strerror}); choose another --output") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -88,6 +88,10 @@ def verdict(result: Result) -> str:
 
 
 def _compared(result: Result, ahead: Figure) -> str:
+    side = "leads" if ahead.value >= 0 else "is behind"
+    if ahead.low is None:
+        gap = _points(abs(ahead.value), ahead)
+        return f"The model {side} by {gap}, on one prompt: from that, no claim can be made, so give more prompts."
     low, high = sorted((abs(ahead.low or 0.0), abs(ahead.high or 0.0)))
     clear = (ahead.low or 0.0) * (ahead.high or 0.0) > 0
     ends = f"{_number(low, ahead)} to {_number(high, ahead)}" if clear else _interval(ahead)
@@ -96,7 +100,6 @@ def _compared(result: Result, ahead: Figure) -> str:
         return f"The model leads by {gap}: it beats its null."
     if ahead.high is not None and ahead.high < 0:
         return f"The model is behind by {gap}: it does worse than its null."
-    side = "leads" if ahead.value >= 0 else "is behind"
     return f"The model {side} by {gap}, an interval that includes 0: it does not beat its null."
 
 

@@ -7,16 +7,16 @@ rewards may be, and `run`.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy.typing as npt
 
 from karat import members, types
+from karat.rewards.base import Output
 from karat.types import BadInput, Example, Item
 
 Scorer: TypeAlias = Callable[[Sequence[Example]], Sequence[types.Result]]
 AnswerOf: TypeAlias = Callable[[Example], str | None]
-Output: TypeAlias = Literal["logit", "probability", "rating"]  # what a scorer's reward is
 
 LEAD = "lead over the best null"
 
@@ -126,7 +126,7 @@ def evaluate(
         training_items: what the model was trained on; the n-gram null learns from these and from nothing else.
         seed: of bootstrap, subsampling and vote; the same seed gives the same result.
         answer_of: final answer of a response, for the majority vote of outcomes; default `context["final_answer"]`.
-        output: what a reward is for labelled answers: logit, probability in [0, 1], or rating in the labels' unit.
+        output: what a reward is: logit, probability in [0, 1], or rating in the labels' unit.
 
     Raises:
         BadInput: no items, items of several classes, or no item that could be judged.
@@ -153,7 +153,7 @@ def summary(result: Result) -> dict[str, Any]:
     """The result as plain JSON values.
 
     `accuracy` (ties wrong) with `accuracy_ci`, the 95 % interval, and `null_accuracy`, the best of its `nulls`; None
-    for ratings, which have no accuracy;
+    for ratings, which have no accuracy; an interval is None where there is but one prompt;
     `headline`, the name of the main figure, with `lead` and `beats_null` (the whole interval of the lead lies above 0).
     """
     accuracy, nulls = result.figure(result.accuracy), result.nulls_of(result.accuracy)
@@ -165,13 +165,13 @@ def summary(result: Result) -> dict[str, Any]:
         "tied": result.tied,
         "unscored": dict(result.unscored),
         "accuracy": accuracy and accuracy.value,
-        "accuracy_ci": accuracy and [accuracy.low, accuracy.high],
+        "accuracy_ci": _ends(accuracy),
         "null_accuracy": nulls[0].value if nulls else None,
         "best_null": nulls[0].name if nulls else None,
         "nulls": {f.name: f.value for f in nulls},
         "headline": result.headline,
         "lead": lead and lead.value,
-        "lead_ci": lead and [lead.low, lead.high],
+        "lead_ci": _ends(lead),
         "beats_null": beats_null(result),
         "figures": {f.name: _plain(f) for f in result.figures},
         "nulls_of": {f.name: {g.name: g.value for g in result.nulls_of(f.name)} for f in result.figures},
@@ -180,9 +180,13 @@ def summary(result: Result) -> dict[str, Any]:
 
 
 def beats_null(result: Result) -> bool | None:
-    """Whether the headline's lead over its best null is above 0 with its whole interval; None without a null."""
+    """Whether the headline's lead over its best null is above 0 with its whole interval; None if that has none."""
     lead = result.figure(LEAD)
     return None if lead is None or lead.low is None else lead.low > 0
+
+
+def _ends(figure: Figure | None) -> list[float | None] | None:
+    return None if figure is None or figure.low is None else [figure.low, figure.high]
 
 
 def _plain(figure: Figure) -> dict[str, Any]:

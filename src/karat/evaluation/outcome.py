@@ -1,7 +1,7 @@
 """Labelled answers: do right ones score above wrong ones, is the logit a probability, does best-of-n pay?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -9,20 +9,20 @@ from karat import metrics
 from karat.evaluation import _best_of, _nulls
 from karat.evaluation._common import (
     MISTAKES,
+    Sample,
+    bounded,
     judge,
-    lead,
     length_correlation,
     lengths_of,
     mistake,
-    null_shares,
     overlap_note,
     prompt_ids,
-    share,
+    scale,
     spread,
-    statistic_interval,
 )
 from karat.evaluation.base import LEAD, Figure, Mistake, Result, Scorer, Setup
 from karat.metrics import FloatArray
+from karat.rewards.base import Output
 from karat.types import BadInput, Example, Labelled
 
 ITEM = Labelled
@@ -41,8 +41,7 @@ class _Rows:
     logit: FloatArray  # [B] above 0 says right
     label: FloatArray  # [B] in [0, 1]
     right: FloatArray  # [B] 0 or 1
-    weights: FloatArray  # [B]
-    prompts: list[int]  # [B]
+    sample: Sample  # [B]
 
     @property
     def examples(self) -> list[Example]:
@@ -58,9 +57,9 @@ def run(scorer: Scorer, items: Sequence[Labelled], setup: Setup) -> Result:
     judged = judge(scorer, items)
     rows = _rows(items, judged.kept, np.concatenate(judged.rewards), setup)
     nulls = _nulls.null_rewards(rows.examples, setup.training, setup.seed)
-    figures, null_figures = _figures(rows, nulls, setup.seed)
+    figures, null_figures = _figures(rows, nulls, setup.output)
     best = _best_of.study(items, dict(zip(rows.places, zip(rows.reward, rows.right, strict=True), strict=True)), setup)
-    bins = metrics.reliability_bins(rows.prob, rows.label, weights=rows.weights)
+    bins = metrics.reliability_bins(rows.prob, rows.label, weights=rows.sample.weights)
     lengths = lengths_of(rows.examples)
     return Result(
         name="outcome",
@@ -72,6 +71,7 @@ def run(scorer: Scorer, items: Sequence[Labelled], setup: Setup) -> Result:
         headline=AUC if any(f.name == AUC for f in figures) else ACCURACY,
         accuracy=ACCURACY,
         unit="answers",
+        scale=scale(setup.output),
         tied=len(judged.kept) - len(rows.items),
         notes=(nulls.note, *best.notes, *overlap_note(items, setup.training)),
         arrays={
@@ -104,8 +104,8 @@ def _rows(items: Sequence[Labelled], kept: Sequence[int], rewards: FloatArray, s
     prob, logit = _both_scales(reward, setup)
     label = np.array([item.label for item in chosen])
     weights = np.array([item.weight for item in chosen])
-    prompts = prompt_ids(item.example for item in chosen)
-    return _Rows(places, chosen, reward, prob, logit, label, (label > 0.5).astype(float), weights, prompts)
+    sample = Sample(weights, prompt_ids(item.example for item in chosen), setup.seed)
+    return _Rows(places, chosen, reward, prob, logit, label, (label > 0.5).astype(float), sample)
 
 
 def _both_scales(reward: FloatArray, setup: Setup) -> tuple[FloatArray, FloatArray]:
@@ -117,22 +117,23 @@ def _both_scales(reward: FloatArray, setup: Setup) -> tuple[FloatArray, FloatArr
     return reward, reward - 0.5
 
 
-def _figures(rows: _Rows, nulls: _nulls.NullRewards, seed: int) -> tuple[list[Figure], tuple[Figure, ...]]:
+def _figures(rows: _Rows, nulls: _nulls.NullRewards, output: Output) -> tuple[list[Figure], tuple[Figure, ...]]:
     hits = (rows.logit * (2 * rows.right - 1) > 0).astype(np.float64)
-    accuracy = share(ACCURACY, hits, rows.weights, rows.prompts, seed, "at a logit of 0")
+    threshold = "at a logit of 0" if output == "logit" else "at a probability of 0.5"
+    accuracy = rows.sample.share(ACCURACY, hits, threshold)
     accuracy_credits = _accuracy_credits(rows, nulls)
-    accuracy_nulls = null_shares(accuracy_credits, ACCURACY, rows.weights, rows.prompts, seed)
-    auc, auc_nulls = _auc_figures(rows, nulls, seed)
+    accuracy_nulls = rows.sample.nulls(accuracy_credits, ACCURACY)
+    auc, auc_nulls = _auc_figures(rows, nulls)
     if auc is None:
         best = max(accuracy_nulls, key=lambda figure: figure.value)
-        ahead = lead(hits, accuracy_credits[best.name], rows.weights, rows.prompts, seed, best.name)
+        ahead = rows.sample.lead(hits, accuracy_credits[best.name], best.name)
         return [accuracy, ahead, *_calibration(rows)], accuracy_nulls
-    ahead = _auc_lead(rows, nulls, max(auc_nulls, key=lambda figure: figure.value), seed)
+    ahead = _auc_lead(rows, nulls, max(auc_nulls, key=lambda figure: figure.value))
     return [auc, ahead, accuracy, *_calibration(rows)], (*auc_nulls, *accuracy_nulls)
 
 
 def _accuracy_credits(rows: _Rows, nulls: _nulls.NullRewards) -> dict[str, FloatArray]:
-    common = float(rows.right @ rows.weights * 2 >= rows.weights.sum())
+    common = float(rows.right @ rows.sample.weights * 2 >= rows.sample.weights.sum())
     credits = {_nulls.RANDOM: np.full(rows.right.size, 0.5), MAJORITY: (rows.right == common).astype(np.float64)}
     return credits | {name: metrics.credit(nulls.rewards[name] * (2 * rows.right - 1)) for name in nulls.signed}
 
@@ -150,41 +151,39 @@ def _auc_gap(columns: FloatArray) -> float | None:
     return None if own is None or null is None else own - null
 
 
-def _auc_figure(name: str, rows: _Rows, score: FloatArray, seed: int, against: str = "") -> Figure | None:
-    columns = np.stack([rows.right, rows.weights, score], axis=1)
+def _auc_figure(name: str, rows: _Rows, score: FloatArray, against: str = "") -> Figure | None:
+    columns = np.stack([rows.right, rows.sample.weights, score], axis=1)
     value = _auc(columns)
     if value is None:
         return None
-    low, high = statistic_interval(columns, _auc, rows.prompts, seed)
-    if low == high:  # a perfect order: the bootstrap would claim certainty
-        fewer = int(min(rows.right.sum(), (1 - rows.right).sum()))
-        low, high = metrics.wilson_interval(value * fewer, fewer)
-    note = "" if against else "right above wrong, ties half"
-    return Figure(name, value, low, high, rows.right.size, note, against=against)
+    fewer = int(min(rows.right.sum(), (1 - rows.right).sum()))
+    figure = Figure(name, value, n=rows.right.size, note="" if against else "right above wrong, ties half")
+    found = rows.sample.statistic_interval(columns, _auc)
+    return replace(bounded(figure, (0.0, 1.0), found, fewer), against=against)
 
 
-def _auc_figures(rows: _Rows, nulls: _nulls.NullRewards, seed: int) -> tuple[Figure | None, tuple[Figure, ...]]:
-    own = _auc_figure(AUC, rows, rows.reward, seed)
+def _auc_figures(rows: _Rows, nulls: _nulls.NullRewards) -> tuple[Figure | None, tuple[Figure, ...]]:
+    own = _auc_figure(AUC, rows, rows.reward)
     if own is None:
         return None, ()
-    found = [_auc_figure(name, rows, score, seed, AUC) for name, score in nulls.rewards.items()]
+    found = [_auc_figure(name, rows, score, AUC) for name, score in nulls.rewards.items()]
     chance = Figure(_nulls.RANDOM, 0.5, n=rows.right.size, note="expected", against=AUC)
     return own, (chance, *(figure for figure in found if figure is not None))
 
 
-def _auc_lead(rows: _Rows, nulls: _nulls.NullRewards, best: Figure, seed: int) -> Figure:
+def _auc_lead(rows: _Rows, nulls: _nulls.NullRewards, best: Figure) -> Figure:
     null = nulls.rewards.get(best.name, np.zeros(rows.right.size))
-    columns = np.stack([rows.right, rows.weights, rows.reward, null], axis=1)
-    low, high = statistic_interval(columns, _auc_gap, rows.prompts, seed)
-    gap = _auc_gap(columns)
-    return Figure(LEAD, gap or 0.0, low, high, rows.right.size, f"over {best.name}, on the same rows")
+    columns = np.stack([rows.right, rows.sample.weights, rows.reward, null], axis=1)
+    figure = Figure(LEAD, _auc_gap(columns) or 0.0, n=rows.right.size, note=f"over {best.name}, on the same rows")
+    found = rows.sample.statistic_interval(columns, _auc_gap)
+    return bounded(figure, (-1.0, 1.0), found, rows.sample.clusters)
 
 
 def _calibration(rows: _Rows) -> list[Figure]:
-    size, base = rows.right.size, float(rows.label @ rows.weights / rows.weights.sum())
-    error = metrics.expected_calibration_error(rows.prob, rows.label, weights=rows.weights)
-    score = metrics.brier(rows.prob, rows.label, rows.weights)
-    constant = metrics.brier(np.full(size, base), rows.label, rows.weights)
+    size, base = rows.right.size, float(rows.label @ rows.sample.weights / rows.sample.weights.sum())
+    error = metrics.expected_calibration_error(rows.prob, rows.label, weights=rows.sample.weights)
+    score = metrics.brier(rows.prob, rows.label, rows.sample.weights)
+    constant = metrics.brier(np.full(size, base), rows.label, rows.sample.weights)
     return [
         Figure("calibration error (ECE)", error, n=size, note="15 bins from 0 to 1; lower is better"),
         Figure("Brier score", score, n=size, note=f"lower is better; the base rate alone gets {constant:.3f}"),

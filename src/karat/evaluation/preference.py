@@ -9,24 +9,25 @@ from karat import metrics
 from karat.evaluation import _nulls
 from karat.evaluation._common import (
     MISTAKES,
+    Sample,
     judge,
-    lead,
     length_correlation,
     lengths_of,
     mistake,
-    null_shares,
     overlap_note,
     prompt_ids,
-    share,
+    scale,
     spread,
 )
+from karat.evaluation._margins import ordered
 from karat.evaluation.base import Figure, Mistake, Result, Scorer, Setup
-from karat.metrics import FloatArray, ReliabilityBins
+from karat.metrics import FloatArray
+from karat.rewards.base import Output
 from karat.types import BadInput, Example, Pair
 
 ITEM = Pair
 OUTPUTS = ("logit", "probability", "rating")
-ACCURACY, HALF = "accuracy", "accuracy, ties half"
+ACCURACY = "accuracy"
 _BINS = 20  # over [0, 1]; the favoured answer's probability uses the upper ten
 
 
@@ -39,8 +40,7 @@ class _Decided:
     worse: list[Example]
     rewards: FloatArray  # [B, 2] better, worse
     preference: FloatArray  # [B] that the better one is better, in (0.5, 1]
-    weights: FloatArray  # [B]
-    prompts: list[int]  # [B]
+    sample: Sample  # [B]
 
     @property
     def margins(self) -> FloatArray:
@@ -54,17 +54,14 @@ def run(scorer: Scorer, items: Sequence[Pair], setup: Setup) -> Result:
     A preference below 0.5 counts the other way round; pairs at exactly 0.5 are counted as tied and left out.
     """
     judged = judge(scorer, items)
-    rows = _decide([items[i] for i in judged.kept], judged.rewards)
-    nulls, null_rows, note = _null_figures(rows, setup)
-    strict = (rows.margins > 0).astype(np.float64)
-    best = max(nulls, key=lambda figure: figure.value)
-    bins, calibration = _calibration(rows)
+    rows = _decide([items[i] for i in judged.kept], judged.rewards, setup.seed)
+    null_margins, note = _null_margins(rows, setup)
+    found = ordered(ACCURACY, rows.margins, null_margins, rows.sample, _ties(rows.margins))
+    bins, calibration, uncalibrated = _calibration(rows, setup.output)
     answers, rewards = rows.better + rows.worse, rows.rewards.T.ravel()
     figures = [
-        share(ACCURACY, strict, rows.weights, rows.prompts, setup.seed, _ties(rows.margins)),
-        share(HALF, metrics.credit(rows.margins), rows.weights, rows.prompts, setup.seed),
-        lead(strict, null_rows[best.name], rows.weights, rows.prompts, setup.seed, best.name),
-        calibration,
+        *found.figures,
+        *calibration,
         *length_correlation(lengths_of(answers), rewards),
         *spread(rewards),
     ]
@@ -74,39 +71,39 @@ def run(scorer: Scorer, items: Sequence[Pair], setup: Setup) -> Result:
         judged=len(rows.pairs),
         unscored=judged.unscored,
         figures=tuple(figures),
-        nulls=nulls,
+        nulls=found.nulls,
         headline=ACCURACY,
         accuracy=ACCURACY,
         unit="pairs",
+        scale=scale(setup.output),
         tied=len(judged.kept) - len(rows.pairs),
-        notes=(note, *overlap_note(items, setup.training)),
+        notes=(note, *uncalibrated, *overlap_note(items, setup.training)),
         arrays={
             "margin": rows.margins,
             "reward": rewards,
             "length": lengths_of(answers),
             "right": np.repeat([1, 0], len(rows.pairs)),
-            "reliability": np.stack([bins.confidence, bins.accuracy, bins.rows], axis=1),
+            **bins,
         },
         mistakes=_mistakes(rows),
     )
 
 
-def _decide(pairs: list[Pair], rewards: Sequence[FloatArray]) -> _Decided:
+def _decide(pairs: list[Pair], rewards: Sequence[FloatArray], seed: int) -> _Decided:
     kept = [i for i, pair in enumerate(pairs) if pair.preference != 0.5]
     if not kept:
         raise BadInput("every judged pair is a tie (preference 0.5): give pairs of which one answer is preferred")
     decided = [pairs[i] for i in kept]
     turned = np.array([pair.preference < 0.5 for pair in decided])
     scores = np.stack([rewards[i] for i in kept])
-    ordered = [triple for pair in decided for triple in _nulls.ordered_pairs(pair)]
+    triples = [triple for pair in decided for triple in _nulls.ordered_pairs(pair)]
     return _Decided(
         pairs=decided,
-        better=[better for better, _, _ in ordered],
-        worse=[worse for _, worse, _ in ordered],
+        better=[better for better, _, _ in triples],
+        worse=[worse for _, worse, _ in triples],
         rewards=np.where(turned[:, None], scores[:, ::-1], scores),
         preference=np.array([max(pair.preference, 1 - pair.preference) for pair in decided]),
-        weights=np.array([pair.weight for pair in decided]),
-        prompts=prompt_ids(pair.chosen for pair in decided),
+        sample=Sample(np.array([pair.weight for pair in decided]), prompt_ids(pair.chosen for pair in decided), seed),
     )
 
 
@@ -115,24 +112,28 @@ def _ties(margins: FloatArray) -> str:
     return f"{ties} equal rewards count as wrong" if ties else "no equal rewards"
 
 
-def _null_figures(rows: _Decided, setup: Setup) -> tuple[tuple[Figure, ...], dict[str, FloatArray], str]:
-    """The nulls' accuracies with ties half, their credits by row, and the note on the n-gram null."""
+def _null_margins(rows: _Decided, setup: Setup) -> tuple[dict[str, FloatArray], str]:
+    """What each null gives the better answers more than the worse, [B], and the note on the n-gram null."""
     found = _nulls.null_rewards(rows.better + rows.worse, setup.training, setup.seed)
     half = len(rows.pairs)
-    credits = {_nulls.RANDOM: np.full(half, 0.5)}
-    credits |= {name: metrics.credit(reward[:half] - reward[half:]) for name, reward in found.rewards.items()}
-    return null_shares(credits, ACCURACY, rows.weights, rows.prompts, setup.seed), credits, found.note
+    return {name: reward[:half] - reward[half:] for name, reward in found.rewards.items()}, found.note
 
 
-def _calibration(rows: _Decided) -> tuple[ReliabilityBins, Figure]:
-    """How far the favoured answer's probability, sigmoid(|margin|), is from how often it is preferred."""
+def _calibration(rows: _Decided, output: Output) -> tuple[dict[str, FloatArray], list[Figure], list[str]]:
+    """How far the favoured answer's probability, sigmoid(|margin|), is from how often it is preferred.
+
+    The table behind it, the figure, and a note in their place for rewards whose margin is no logit.
+    """
+    if output != "logit":
+        return {}, [], [f"no calibration: a margin {scale(output)} says nothing of how likely a preference is"]
     prob = metrics.sigmoid(np.abs(rows.margins))
     label = np.where(rows.margins > 0, rows.preference, 1 - rows.preference)
     label = np.where(rows.margins == 0, 0.5, label)
-    error = metrics.expected_calibration_error(prob, label, _BINS, rows.weights)
+    error = metrics.expected_calibration_error(prob, label, _BINS, rows.sample.weights)
     note = "sigmoid(margin) against preference, 10 bins from 0.5 to 1; lower is better"
+    bins = metrics.reliability_bins(prob, label, _BINS, rows.sample.weights)
     figure = Figure("calibration error (ECE)", error, n=rows.margins.size, note=note)
-    return metrics.reliability_bins(prob, label, _BINS, rows.weights), figure
+    return {"reliability": np.stack([bins.confidence, bins.accuracy, bins.rows], axis=1)}, [figure], []
 
 
 def _mistakes(rows: _Decided) -> tuple[Mistake, ...]:

@@ -10,17 +10,19 @@ from karat import metrics
 from karat.evaluation import _nulls
 from karat.evaluation._common import (
     MISTAKES,
+    Sample,
+    bounded,
     judge,
     length_correlation,
     lengths_of,
     mistake,
     overlap_note,
     prompt_ids,
+    scale,
     spread,
-    statistic_interval,
 )
 from karat.evaluation.base import LEAD, Figure, Mistake, Result, Scorer, Setup
-from karat.metrics import FloatArray, Interval
+from karat.metrics import FloatArray
 from karat.types import BadInput, Example, Labelled
 
 ITEM = Labelled
@@ -38,8 +40,7 @@ class _Rows:
     items: list[Labelled]
     reward: FloatArray  # [B] predicted rating, in the labels' unit
     label: FloatArray  # [B] true rating
-    weights: FloatArray  # [B] >= 0
-    prompts: list[int]  # [B]
+    sample: Sample  # [B]
 
     @property
     def examples(self) -> list[Example]:
@@ -47,7 +48,7 @@ class _Rows:
 
     def columns(self, *scores: FloatArray) -> FloatArray:
         """(label, weight, score, ...), [B, 2 + scores]: what the statistics read."""
-        return np.stack([self.label, self.weights, *scores], axis=1)
+        return np.stack([self.label, self.sample.weights, *scores], axis=1)
 
 
 def run(scorer: Scorer, items: Sequence[Labelled], setup: Setup) -> Result:
@@ -59,9 +60,9 @@ def run(scorer: Scorer, items: Sequence[Labelled], setup: Setup) -> Result:
         BadInput: fewer than 3 judged answers with a weight, or all of them with one label.
     """
     judged = judge(scorer, items)
-    rows = _rows([items[i] for i in judged.kept], np.concatenate(judged.rewards))
+    rows = _rows([items[i] for i in judged.kept], np.concatenate(judged.rewards), setup.seed)
     known = _nulls.null_rewards(rows.examples, setup.training, setup.seed, _nulls.fit_rating_ngram)
-    own, nulls, ahead = _correlations(rows, known.rewards, setup.seed)
+    own, nulls, ahead = _correlations(rows, known.rewards)
     lengths = lengths_of(rows.examples)
     return Result(
         name="rating",
@@ -71,7 +72,7 @@ def run(scorer: Scorer, items: Sequence[Labelled], setup: Setup) -> Result:
         figures=(
             own,
             ahead,
-            *_errors(rows, setup.seed),
+            *_errors(rows),
             *length_correlation(lengths, rows.reward),
             *spread(rows.reward),
         ),
@@ -79,68 +80,52 @@ def run(scorer: Scorer, items: Sequence[Labelled], setup: Setup) -> Result:
         headline=SPEARMAN,
         accuracy="",
         unit="answers",
-        scale="in the unit of the ratings",
+        scale=scale(setup.output),
         notes=(known.note, *overlap_note(items, setup.training)),
         arrays={"reward": rows.reward, "length": lengths, "rating": rows.label},
         mistakes=_mistakes(rows),
     )
 
 
-def _rows(items: list[Labelled], reward: FloatArray) -> _Rows:
+def _rows(items: list[Labelled], reward: FloatArray, seed: int) -> _Rows:
     label, weights = np.array([item.label for item in items]), np.array([item.weight for item in items])
     counted = label[weights > 0]
     if counted.size < _FEWEST:
         raise BadInput(f"{counted.size} answers could be judged, but ratings need at least {_FEWEST}: give more")
     if np.ptp(counted) == 0:
         raise BadInput(f"every judged answer has the label {counted[0]:g}: give answers with different ratings")
-    return _Rows(items, reward, label, weights, prompt_ids(item.example for item in items))
+    return _Rows(items, reward, label, Sample(weights, prompt_ids(item.example for item in items), seed))
 
 
 # ---------------------------------------------------------------------------------------------- correlation
 
 
-def _correlations(rows: _Rows, nulls: dict[str, FloatArray], seed: int) -> tuple[Figure, tuple[Figure, ...], Figure]:
+def _correlations(rows: _Rows, nulls: dict[str, FloatArray]) -> tuple[Figure, tuple[Figure, ...], Figure]:
     """Spearman of the model, of its nulls, and the lead over the best of them."""
-    own = _correlation(SPEARMAN, rows, rows.reward, seed)
+    own = _correlation(SPEARMAN, rows, rows.reward)
     chance = Figure(_nulls.RANDOM, 0.0, n=rows.label.size, note="expected", against=SPEARMAN)
-    others = [_correlation(name, rows, score, seed, against=SPEARMAN) for name, score in nulls.items()]
+    others = [_correlation(name, rows, score, against=SPEARMAN) for name, score in nulls.items()]
     best = max([chance, *others], key=lambda figure: figure.value)
-    return own, (chance, *others), _lead(rows, best, nulls.get(best.name), seed)
+    return own, (chance, *others), _lead(rows, best, nulls.get(best.name))
 
 
-def _correlation(name: str, rows: _Rows, score: FloatArray, seed: int, against: str = "") -> Figure:
+def _correlation(name: str, rows: _Rows, score: FloatArray, against: str = "") -> Figure:
     """A rank correlation, or a linear one for that name; 0, with a note and no interval, for a constant score."""
     statistic = _pearson if name == PEARSON else _spearman
     columns = rows.columns(score)
     value = statistic(columns)
     if value is None:
         return Figure(name, 0.0, n=score.size, note="undefined for a constant score: counted as 0", against=against)
-    low, high, note = _bounded(value, 1.0, statistic_interval(columns, statistic, rows.prompts, seed), rows)
-    return Figure(name, value, low, high, score.size, note, against=against)
+    figure = Figure(name, value, n=score.size, against=against)
+    return bounded(figure, (-1.0, 1.0), rows.sample.statistic_interval(columns, statistic), rows.sample.clusters)
 
 
-def _lead(rows: _Rows, best: Figure, null: FloatArray | None, seed: int) -> Figure:
+def _lead(rows: _Rows, best: Figure, null: FloatArray | None) -> Figure:
     """Spearman of the model minus that of the null on the same rows; `null` is None for chance, which gets 0."""
     columns = rows.columns(rows.reward) if null is None else rows.columns(rows.reward, null)
     reach = 1.0 if null is None else 2.0
-    found = statistic_interval(columns, _gap, rows.prompts, seed)
-    low, high, note = _bounded(_gap(columns), reach, found, rows)
-    words = f"over {best.name}, on the same rows"
-    return Figure(LEAD, _gap(columns), low, high, rows.label.size, f"{words}; {note}" if note else words)
-
-
-def _bounded(value: float, reach: float, found: Interval, rows: _Rows) -> tuple[float, float, str]:
-    """An interval of a number from -reach to reach, and a note on it.
-
-    Where no resample differs (a perfect order, one prompt), the bootstrap would claim certainty; Wilson's interval of
-    the number's place in its range, over the number of prompts, takes its place.
-    """
-    if not math.isclose(found.low, found.high, abs_tol=1e-9):
-        return found.low, found.high, ""
-    clusters = len(set(rows.prompts))
-    ends = metrics.wilson_interval(min(max((value / reach + 1) / 2, 0.0), 1.0) * clusters, clusters)
-    low, high = (reach * (2 * end - 1) for end in ends)
-    return low, high, "Wilson interval"
+    figure = Figure(LEAD, _gap(columns), n=rows.label.size, note=f"over {best.name}, on the same rows")
+    return bounded(figure, (-reach, reach), rows.sample.statistic_interval(columns, _gap), rows.sample.clusters)
 
 
 def _gap(columns: FloatArray) -> float:
@@ -184,26 +169,26 @@ def _standard(values: FloatArray, weight: FloatArray) -> FloatArray:
 # ---------------------------------------------------------------------------------------------- distance
 
 
-def _errors(rows: _Rows, seed: int) -> list[Figure]:
+def _errors(rows: _Rows) -> list[Figure]:
     size = rows.label.size
-    constant = np.full(size, np.average(rows.label, weights=rows.weights))
+    constant = np.full(size, np.average(rows.label, weights=rows.sample.weights))
     guess = _rmse(rows.columns(constant))
     unit = "in the unit of the ratings; lower is better"
     return [
-        _correlation(PEARSON, rows, rows.reward, seed),
-        _error(R2, _r2, rows, seed, "1 is perfect; a constant guess gets 0"),
-        _error(RMSE, _rmse, rows, seed, unit),
+        _correlation(PEARSON, rows, rows.reward),
+        _error(R2, _r2, rows, "1 is perfect; a constant guess gets 0"),
+        _error(RMSE, _rmse, rows, unit),
         Figure(
             CONSTANT_RMSE, guess or 0.0, n=size, note=f"{constant[0]:.4g}, the mean label, for every answer; {unit}"
         ),
     ]
 
 
-def _error(name: str, statistic: metrics.Statistic, rows: _Rows, seed: int, note: str) -> Figure:
+def _error(name: str, statistic: metrics.Statistic, rows: _Rows, note: str) -> Figure:
     """A figure with its interval; none where no resample differs, for the bootstrap would claim certainty."""
     columns = rows.columns(rows.reward)
-    ends = statistic_interval(columns, statistic, rows.prompts, seed)
-    low, high = (None, None) if math.isclose(*ends, abs_tol=1e-12) else ends
+    ends = rows.sample.statistic_interval(columns, statistic)
+    low, high = (None, None) if ends is None or math.isclose(*ends, abs_tol=1e-12) else ends
     return Figure(name, statistic(columns) or 0.0, low, high, rows.label.size, note)
 
 

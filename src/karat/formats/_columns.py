@@ -1,6 +1,8 @@
 """Values of a row by the name of their column, each refused in one sentence if it is missing or of the wrong type."""
 
+import difflib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -30,6 +32,29 @@ def _from_cell(value: Any) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError):
         return value
+
+
+def renames(columns: Iterable[str], known: Iterable[str]) -> str:
+    """`promt to prompt, chosn to chosen`: columns that are not known beside the nearest that is and is not there."""
+    there, words = list(columns), set(known)
+    near = {c: difflib.get_close_matches(c, sorted(words - set(there)), 1, 0.75) for c in there if c not in words}
+    return ", ".join(f"{column} to {found[0]}" for column, found in near.items() if found)
+
+
+def slips(columns: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    """Columns that are a known one but for a letter too many or too few, or letters in another order.
+
+    Stricter than `renames`, as a file may well have a column `reference`, `content` or `scores` of its own.
+    """
+    there, words = list(columns), set(known)
+    return {c: w for c in there if c not in words for w in sorted(words - set(there)) if _slip(c, w)}
+
+
+def _slip(column: str, word: str) -> bool:
+    a, b = Counter(column), Counter(word)
+    off = [*(a - b).elements(), *(b - a).elements()]
+    another = column.startswith(word) or word == column + "s"  # scored, prompts; rank for ranks
+    return column[:1] == word[0] and len(off) < 2 and not another
 
 
 def present(row: Mapping[str, Any], name: str) -> Any:

@@ -228,8 +228,15 @@ _READERS: dict[str, Callable[[str], Iterator[Numbered]]] = {
 # Writing
 
 
-def write_rows(rows: Iterable[Row], path: str) -> int:
+def write_rows(rows: Iterable[Row], path: str, like: Row | None = None) -> int:
     """Writes rows to a file of the kind that its name says, whole or not at all; returns how many.
+
+    A Parquet column whose values share no type is written as text: texts as they are, the others as JSON.
+
+    Args:
+        rows: what to write.
+        path: where to.
+        like: values that fix the types of their columns in Parquet, whatever the rows hold.
 
     Raises:
         BadInput: there are no rows, the kind cannot hold one, or the file cannot be written.
@@ -238,7 +245,7 @@ def write_rows(rows: Iterable[Row], path: str) -> int:
     if kind is None:
         raise BadInput(f"{path} has an unknown ending; choose a name that ends in {_KINDS}")
     with _replacing(path) as file:
-        count = _WRITERS[kind](rows, file)
+        count = _write_parquet(rows, file, like or {}) if kind == ".parquet" else _WRITERS[kind](rows, file)
         if count == 0:
             raise BadInput(f"there are no rows to write to {path}; a data file has at least one")
     return count
@@ -311,14 +318,23 @@ def _csv_cell(value: Any, column: str, number: int) -> str:
     return value if isinstance(value, str) else text
 
 
-def _write_parquet(rows: Iterable[Row], file: BinaryIO) -> int:
+def _write_parquet(rows: Iterable[Row], file: BinaryIO, like: Row) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = list(rows)
     columns = {name: [_arrow_value(row.get(name), n) for n, row in enumerate(table, 1)] for name in _columns(table)}
+    arrays = {name: _array(values, like.get(name)) for name, values in columns.items()}
+    mixed = [name for name, array in arrays.items() if array is None]
+    if mixed:
+        print(
+            f"karat: the values of {', '.join(mixed)} share no Parquet type, so each is written as text,"
+            " and as JSON where it is none",
+            file=sys.stderr,
+        )
+    texts = {name: pa.array([_as_text(v, n) for n, v in enumerate(columns[name], 1)]) for name in mixed}
     try:
-        pq.write_table(pa.table(columns), file)
+        pq.write_table(pa.table({**arrays, **texts}), file)
     except pa.ArrowException as error:
         raise BadInput(f"these items do not fit a Parquet table ({_brief(error)}); write .jsonl") from error
     return len(table)
@@ -330,6 +346,23 @@ def _arrow_value(value: Any, number: int) -> Any:
     return text if isinstance(value, dict) else value
 
 
+def _array(values: list[Any], like: Any) -> Any:
+    """The values as an Arrow array, of the type of `like` unless that is None; None if they share no type."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        array = pa.array(values, None if like is None else pa.infer_type([like]))
+        pq.write_table(pa.table({"": array[:0]}), pa.BufferOutputStream())  # Parquet has no empty structs
+    except (pa.ArrowException, OverflowError):  # the latter for integers of more than 64 bits
+        return None
+    return array
+
+
+def _as_text(value: Any, number: int) -> str | None:
+    return value if value is None or isinstance(value, str) else _json_text(value, number)
+
+
 def _columns(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(column for row in rows for column in row))
 
@@ -338,5 +371,4 @@ _WRITERS: dict[str, Callable[[Iterable[Row], BinaryIO], int]] = {
     ".jsonl": _write_jsonl,
     ".json": _write_json,
     ".csv": _write_csv,
-    ".parquet": _write_parquet,
 }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, cast
 
 from karat import members
-from karat.formats._columns import unsupported
+from karat.formats._columns import renames, slips, unsupported
 from karat.formats._files import Row, read_rows, write_rows
 from karat.formats._sources import Source, mix, parse_source, prompt_key, select, split_by_prompt
 from karat.types import BadInput, Example, Item
@@ -26,6 +26,7 @@ __all__ = [
     "describe",
     "detect",
     "get",
+    "known_columns",
     "load",
     "mix",
     "names",
@@ -118,7 +119,20 @@ def detect(sample: Mapping[str, Any], where: str = "the data") -> str:
     if fitting:
         raise BadInput(f"{where} has the columns {columns}, which fit {' and '.join(fitting)}; name the format")
     expected = "; ".join(f"{name} ({get(name).COLUMNS})" for name in _nearest(sample))
-    raise BadInput(f"{where} has the columns {columns}, which fit no format; rename them to those of {expected}")
+    misspelt = renames(sample, known_columns())
+    mend = f"rename {misspelt}, or all" if misspelt else "rename them"
+    raise BadInput(f"{where} has the columns {columns}, which fit no format; {mend} to those of {expected}")
+
+
+_PROSE = re.compile(
+    r"\b(a|and|any|best|better|both|column|each|for|higher|is|model|name|of|one|optional|or|starting|with)\b"
+)
+
+
+def known_columns(format: str | None = None) -> set[str]:
+    """The columns that a format reads, or any of them."""
+    text = " ".join(get(name).COLUMNS for name in ([format] if format else names()))
+    return set(re.findall(r"\b[a-z_]{2,}\b", _PROSE.sub("", text)))
 
 
 def _nearest(columns: Iterable[str]) -> list[str]:
@@ -140,7 +154,7 @@ def load(source: Source | str | os.PathLike[str], format: str | None = None) -> 
         format: a name of `names()`; detected from the columns if None.
 
     Raises:
-        BadInput: the file cannot be read, its format cannot be told, or no row can be used.
+        BadInput: the file cannot be read, its format cannot be told, a column is misspelt, or no row can be used.
     """
     source = source if isinstance(source, Source) else parse_source(os.fspath(source))
     if format is not None:
@@ -148,12 +162,20 @@ def load(source: Source | str | os.PathLike[str], format: str | None = None) -> 
     selected = rows(source)
     sample = _sample(row for _, row in selected)
     name = detect(sample, source.path) if format is None else format
+    _check_spelling(sample, name, source.path)
     items, problems = _read(get(name), selected, list(sample), source.path)
     if not items:
         raise BadInput(
             f"none of the {len(selected)} rows of {source} can be used as {name}; the first is {problems[0]}"
         )
     return Loaded(items, problems, name, len(selected), source)
+
+
+def _check_spelling(columns: Iterable[str], format: str, path: str) -> None:
+    """Raise BadInput for a misspelt column, which would pass for one that is not there."""
+    fallback = getattr(get(format), "FALLBACK", False)  # a misspelt column may be why no other format fits
+    for column, word in slips(columns, known_columns(None if fallback else format)).items():
+        raise BadInput(f"{path} has a column {column!r}; did you mean {word!r}? Rename it, or remove it")
 
 
 def rows(source: Source | str | os.PathLike[str]) -> list[tuple[int, Row]]:

@@ -77,14 +77,10 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto", **options:
 
 def _check_same_reading(saved: RewardSpec, asked: RewardSpec) -> None:
     """Refuse to read a checkpoint otherwise than it was trained."""
-    for name in ("kind", "pooling"):
-        if getattr(saved, name) != getattr(asked, name):
-            raise Refused(f"this reward model was trained with {name}={getattr(saved, name)!r}; leave {name} out")
-    for name in ("layout", "template", "eos"):
-        if getattr(saved.render, name) != getattr(asked.render, name):
-            raise Refused(
-                f"this reward model was trained with {name}={getattr(saved.render, name)!r}; leave {name} out"
-            )
+    for name in ("kind", "pooling", "layout", "template", "eos"):
+        was, now = (getattr(spec if hasattr(spec, name) else spec.render, name) for spec in (saved, asked))
+        if was != now:
+            raise Refused(f"this reward model was trained with {name}={was!r:.60}; leave {name} out")
 
 
 def start(

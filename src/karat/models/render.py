@@ -16,7 +16,7 @@ from karat import types
 from karat.models._literal import LiteralEncoder
 from karat.models.backbone import first_line
 from karat.spec import Render, RewardSpec
-from karat.types import Example, Message, Refused, Unscored
+from karat.types import Example, Message, Refused, Unscored, nearest
 
 # The plain layouts, for tokenizers without a chat template.
 PLAIN = {
@@ -29,6 +29,8 @@ PLAIN = {
         "{{ m.content }}{% endfor %}"
     ),
 }
+
+_PLAIN_ROLES = ("system", "user", "assistant", "tool")
 
 # A reward may not change from day to day: templates that write the date get this one.
 _DAY = date(2024, 7, 26)
@@ -108,6 +110,10 @@ class Renderer:
                 return Unscored(broken)
             if not _ROLE.fullmatch(message.role):
                 return Unscored(f"the role {message.role!r:.40} is no word, so a template could take it for more")
+            # They would write any role; other templates decide for themselves.
+            if self.part.template in PLAIN.values() and message.role not in _PLAIN_ROLES:
+                known = nearest(message.role, _PLAIN_ROLES)
+                return Unscored(f"layout {self.part.layout!r} has no role {message.role!r:.40}{known}")
         if self.part.layout == "concat" and len(example.prompt) > 1:
             return Unscored(
                 f"layout 'concat' takes one prompt message and got {len(example.prompt)};"

@@ -60,8 +60,10 @@ class LocalModel:
 
     @property
     def output(self) -> Output:
-        """What its rewards are: logits, or ratings in the unit of the labels."""
-        return self._kind.output
+        """What its rewards are: logits, probabilities, or ratings in the unit of the labels."""
+        if self.spec.activation == "identity":
+            return self._kind.output
+        return "probability" if isinstance(self.spec.output, int) else "rating"
 
     @property
     def fingerprint(self) -> str:

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from karat.formats import base as formats
-from karat.formats._columns import unsupported
+from karat.formats._columns import renames, unsupported
 from karat.progress import track
 from karat.rewards.base import RewardModel
 from karat.types import BadInput, Example, Result, Unscored
 
 PART = 1000  # rows of a part: what a kill can lose
-COLUMNS = ("reward", "unscored", "tokens", "truncated", "flags")
+# What scoring adds; the values give the columns their types, even where all rows of a file are unscored.
+RESULT = {"reward": 0.0, "unscored": "", "tokens": 0, "truncated": False, "flags": [""]}
+COLUMNS = tuple(RESULT)
 _ENDINGS = (".parquet", ".jsonl", ".jsonl.gz")
 
 
@@ -95,9 +97,10 @@ def _example(row: dict[str, Any], origin: str) -> Example | Unscored:
 
 def _check_columns(columns: set[str], path: str) -> None:
     if not ({"prompt", "response"} <= columns or "messages" in columns):
+        misspelt = renames(sorted(columns), ("prompt", "response", "messages"))
         raise BadInput(
             f"{path} has the columns {', '.join(sorted(columns))}, but answers to score need prompt and response,"
-            " or messages"
+            f" or messages{misspelt and f'; rename {misspelt}'}"
         )
     if taken := [c for c in COLUMNS if c in columns]:
         raise BadInput(f"{path} already has a column {taken[0]!r}, which scoring would overwrite; rename it")
@@ -167,6 +170,6 @@ def _put_together(parts: Path, output: Path) -> dict[str, Any]:
     for row in _rows(parts):
         rows += 1
         scored += row["reward"] is not None
-    formats.write_rows(_rows(parts), str(output))
+    formats.write_rows(_rows(parts), str(output), RESULT)
     shutil.rmtree(parts)
     return {"output": str(output), "rows": rows, "scored": scored}

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-Output: TypeAlias = Literal["logit", "rating"]  # what a reward is: log-odds, or a number in the labels' unit
+# What a reward is: log-odds, a probability in [0, 1] (a sigmoid is applied), or a number in the labels' unit.
+Output: TypeAlias = Literal["logit", "probability", "rating"]
 
 
 class Ranked(NamedTuple):

@@ -1,5 +1,8 @@
 """A forward over states that were computed once: what a frozen backbone needs to train its head in seconds."""
 
+from collections.abc import Iterator
+from contextlib import closing
+
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -7,6 +10,8 @@ from torch import Tensor, nn
 
 from karat import types
 from karat.engine.base import Engine, States
+from karat.rewards._local import CHUNK
+from karat.training._progress import shown
 
 
 class StoredForward(nn.Module):
@@ -18,7 +23,8 @@ class StoredForward(nn.Module):
         process = PartialState()
         distinct = list({s.ids: s for s in sequences}.values())
         share = distinct[process.process_index :: process.num_processes]
-        computed = [(s.ids, _on_cpu(found)) for s, found in zip(share, engine.run(share), strict=True)]
+        with closing(shown(_computed(engine, share), len(share), "computing features")) as computing:
+            computed = list(computing)
         self._states: dict[tuple[int, ...], States] = dict(gather_object(computed))
         self._engine = engine
 
@@ -37,5 +43,11 @@ class StoredForward(nn.Module):
         return states_RD
 
 
+def _computed(engine: Engine, sequences: list[types.Sequence]) -> Iterator[tuple[tuple[int, ...], States]]:
+    for start in range(0, len(sequences), CHUNK):
+        chunk = sequences[start : start + CHUNK]
+        yield from ((s.ids, _on_cpu(found)) for s, found in zip(chunk, engine.run(chunk), strict=True))
+
+
 def _on_cpu(states: States) -> States:
-    return {name: tensor.cpu() for name, tensor in states.items()}
+    return States({name: tensor.cpu() for name, tensor in states.items()})

@@ -4,14 +4,27 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Generator, Iterable
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from karat import progress
+
+T = TypeVar("T")
 LINES = 20  # of losses, where there is no terminal to draw on
+
+
+def shown(items: Iterable[T], total: int, what: str) -> Generator[T, None, None]:
+    """Pass items on; of several processes, the first one shows how many of `total` have passed.
+
+    Close it where an error may come: a bar that is left open draws over the message.
+    """
+    yield from progress.track(items, total, what) if PartialState().is_main_process else items
 
 
 class Progress(TrainerCallback):

@@ -51,6 +51,7 @@ _RESERVED = {
     "auto_find_batch_size": "",
     "resume_from_checkpoint": "",
 }
+_CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")  # transformers' two names of it
 _PATIENCE = 3.0  # seconds
 
 
@@ -138,6 +139,8 @@ def _trainer_settings(config: TrainConfig) -> dict[str, Any]:
             raise BadInput(f"the trainer setting {name} is karat's to choose; {mend}")
         if name not in known:
             raise BadInput(f"unknown trainer setting {name!r}{nearest(name, known)}")
+        if config.method == "frozen" and name in _CHECKPOINTING and config.trainer[name]:
+            raise BadInput(f"{name} saves nothing with method=frozen, which computes the backbone once; leave it out")
     return {**_batches(config), **config.trainer}
 
 
