@@ -1,0 +1,259 @@
+// Attention over a forest of sequences on a CPU: every query row reads one path of key blocks, softmax online.
+//
+// Keys come in blocks of 64 positions, aligned to absolute positions, so that a row's additions happen in an order
+// that does not depend on what shares the call: the same bits in any company. Built on first use by _native.py.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int BLOCK = 64;  // keys in a block
+#if defined(__AVX512F__)
+constexpr int LANES = 16, COLUMNS = 4;  // floats in a vector, and vectors across a register tile
+#else
+constexpr int LANES = 8, COLUMNS = 2;
+#endif
+constexpr int ROWS = 6;  // rows of a register tile: ROWS * COLUMNS accumulators leave registers for the operands
+constexpr float MASKED = -1e30f;
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+struct bf16 { uint16_t bits; };
+
+inline vec load(const float* p) { vec v; std::memcpy(&v, p, sizeof v); return v; }
+inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
+inline vec splat(float x) { return vec{} + x; }
+
+inline void convert(float x, float& to) { to = x; }
+inline void convert(bf16 x, bf16& to) { to = x; }
+inline void convert(bf16 x, float& to) { uint32_t u = (uint32_t)x.bits << 16; std::memcpy(&to, &u, 4); }
+inline void convert(float x, bf16& to) {  // to the nearest, ties to even
+    uint32_t u; std::memcpy(&u, &x, 4);
+    to.bits = (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+// Numbers are multiplied as Work: bf16 itself where the CPU multiplies pairs of it, else float.
+#if defined(__AVX512BF16__)
+typedef bf16 Half;
+#else
+typedef float Half;
+#endif
+template <class T> constexpr int STEP = 1;  // numbers that one multiply-add takes from each operand
+template <> constexpr int STEP<bf16> = 2;
+
+// acc[lane] += sum over STEP of broadcast[s] * lanes[lane][s]
+inline vec madd(vec acc, const float* broadcast, const float* lanes) { return acc + splat(*broadcast) * load(lanes); }
+#if defined(__AVX512BF16__)
+inline vec madd(vec acc, const bf16* broadcast, const bf16* lanes) {
+    int32_t pair; std::memcpy(&pair, broadcast, 4);
+    return (vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)_mm512_loadu_si512(lanes));
+}
+inline void keep(bf16* to, vec v) {
+    __m256bh half = _mm512_cvtneps_pbh((__m512)v);
+    std::memcpy(to, &half, sizeof half);
+}
+#endif
+inline void keep(float* to, vec v) { store(to, v); }
+
+inline float largest(vec v) {
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) v[i] = std::max(v[i], v[i + width]);
+    return v[0];
+}
+inline float total(vec v) {
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) v[i] += v[i + width];
+    return v[0];
+}
+
+// e^x for x <= 0, to about 1e-7 of its value: 2^n times the Taylor terms of what is left.
+inline vec exponential(vec x) {
+    vec t = x * 1.44269504088896341f;
+    t = t < -126.f ? splat(-126.f) : t;
+    vec rounded = (t + 12582912.f) - 12582912.f, f = t - rounded;
+    vec p = splat(1.535336188319500e-4f);
+    p = p * f + 1.339887440266574e-3f;
+    p = p * f + 9.618437357674640e-3f;
+    p = p * f + 5.550332471162809e-2f;
+    p = p * f + 2.402264791363012e-1f;
+    p = p * f + 6.931472028550421e-1f;
+    p = p * f + 1.f;
+    return (vec)((ivec)p + (__builtin_convertvector(rounded, ivec) << 23));
+}
+
+// out[R][N vectors] (+)= rows[R][depth] . lanes[depth / STEP][width][STEP]
+template <class T, int R, int N>
+inline void multiply(const T* rows, int row_stride, const T* lanes, int width, int depth, float* out, int out_stride, bool add) {
+    vec acc[R][N];
+    for (int r = 0; r < R; r++)
+        for (int n = 0; n < N; n++) acc[r][n] = add ? load(out + r * out_stride + n * LANES) : vec{};
+    for (int d = 0; d < depth; d += STEP<T>)
+        for (int n = 0; n < N; n++)
+            for (int r = 0; r < R; r++)
+                acc[r][n] = madd(acc[r][n], rows + r * row_stride + d, lanes + (int64_t)d * width + n * LANES * STEP<T>);
+    for (int r = 0; r < R; r++)
+        for (int n = 0; n < N; n++) store(out + r * out_stride + n * LANES, acc[r][n]);
+}
+
+template <class T, int N>
+inline void multiply_rows(int count, const T* rows, int row_stride, const T* lanes, int width, int depth, float* out, int out_stride, bool add) {
+    int r = 0;
+    for (; r + ROWS <= count; r += ROWS)
+        multiply<T, ROWS, N>(rows + (int64_t)r * row_stride, row_stride, lanes, width, depth, out + r * out_stride, out_stride, add);
+    rows += (int64_t)r * row_stride; out += r * out_stride;
+    switch (count - r) {
+        case 5: multiply<T, 5, N>(rows, row_stride, lanes, width, depth, out, out_stride, add); break;
+        case 4: multiply<T, 4, N>(rows, row_stride, lanes, width, depth, out, out_stride, add); break;
+        case 3: multiply<T, 3, N>(rows, row_stride, lanes, width, depth, out, out_stride, add); break;
+        case 2: multiply<T, 2, N>(rows, row_stride, lanes, width, depth, out, out_stride, add); break;
+        case 1: multiply<T, 1, N>(rows, row_stride, lanes, width, depth, out, out_stride, add); break;
+    }
+}
+
+}  // namespace
+
+// Shapes are in elements. Mirrored field by field in _native.py.
+struct Call {
+    const void *q, *k, *v;
+    void* out;
+    void *packed_k, *packed_v;            // scratch, [blocks, kv_heads, 64 * padded size]
+    const int32_t* block_rows;            // [blocks, 64] row of k and v at each position, -1 where there is none
+    const int32_t* limits;                // [queries] last position that a query row sees
+    const int32_t* tiles;                 // [tiles, 4] first query row, rows, first entry of its path, entries
+    const int32_t* paths;                 // block of each 64 positions, from position 0
+    const float* sinks;                   // [heads] or null
+    int64_t q_row, q_head, k_row, k_head, v_row, v_head, out_row, out_head;
+    int32_t heads, kv_heads, size, value_size, blocks, count, window, threads;
+    float scale, softcap;
+};
+
+namespace {
+
+inline int padded(int size) { return (size + LANES - 1) / LANES * LANES; }
+
+template <class T, class W>
+void pack(const Call& c, int block, int head) {
+    const int dk = padded(c.size), dv = padded(c.value_size), S = STEP<W>;
+    W* k_to = (W*)c.packed_k + ((int64_t)block * c.kv_heads + head) * BLOCK * dk;
+    W* v_to = (W*)c.packed_v + ((int64_t)block * c.kv_heads + head) * BLOCK * dv;
+    std::memset((void*)k_to, 0, sizeof(W) * BLOCK * dk);
+    std::memset((void*)v_to, 0, sizeof(W) * BLOCK * dv);
+    for (int i = 0; i < BLOCK; i++) {
+        const int64_t row = c.block_rows[(int64_t)block * BLOCK + i];
+        if (row < 0) continue;
+        const T* k = (const T*)c.k + row * c.k_row + head * c.k_head;
+        const T* v = (const T*)c.v + row * c.v_row + head * c.v_head;
+        for (int d = 0; d < c.size; d++) convert(k[d], k_to[(d / S) * BLOCK * S + i * S + d % S]);
+        for (int d = 0; d < c.value_size; d++) convert(v[d], v_to[(i / S) * dv * S + d * S + i % S]);
+    }
+}
+
+// Scores of one row against one block → weights, with the row's maximum and sum carried on.
+template <class W>
+inline void soften(const Call& c, float* scores, W* weights, int base, int limit, float& top, vec& sum, float* out, int dv) {
+    vec s[BLOCK / LANES];
+    const int low = c.window ? limit - c.window + 1 : 0;
+    const bool whole = base + BLOCK - 1 <= limit && base >= low;
+    vec high = splat(MASKED);
+    for (int n = 0; n < BLOCK / LANES; n++) {
+        s[n] = load(scores + n * LANES) * c.scale;
+        if (c.softcap != 0.f) {  // cap * tanh(s / cap), by e^-2|x|
+            vec x = s[n] / c.softcap, a = x < 0.f ? -x : x, e = exponential(-2.f * a), t = (1.f - e) / (1.f + e);
+            s[n] = c.softcap * (x < 0.f ? -t : t);
+        }
+        if (!whole)
+            for (int i = 0; i < LANES; i++) {
+                const int at = base + n * LANES + i;
+                if (at > limit || at < low) s[n][i] = MASKED;
+            }
+        high = s[n] > high ? s[n] : high;
+    }
+    const float was = top;
+    top = std::max(top, largest(high));
+    if (top != was) {
+        const float shrink = was == MASKED ? 0.f : exponential(splat(was - top))[0];
+        sum *= shrink;
+        for (int d = 0; d < dv; d += LANES) store(out + d, load(out + d) * shrink);
+    }
+    for (int n = 0; n < BLOCK / LANES; n++) {
+        vec p = exponential(s[n] - top);
+        if (!whole) p = s[n] == MASKED ? vec{} : p;
+        sum += p;
+        keep(weights + n * LANES, p);
+    }
+}
+
+template <class T, class W>
+void attend(const Call& c, const int32_t* tile, int head) {
+    const int dk = padded(c.size), dv = padded(c.value_size), group = c.heads / c.kv_heads;
+    const int rows = tile[1] * group, first = tile[0];
+    static thread_local std::vector<float> floats;
+    static thread_local std::vector<W> small;
+    floats.resize(rows * (BLOCK + dv + 1) + 64);
+    small.resize(rows * (BLOCK + dk));
+    float *scores = floats.data(), *out = scores + rows * BLOCK, *top = out + rows * dv;
+    W *weights = small.data(), *q = weights + rows * BLOCK;
+    std::vector<vec> sum(rows, vec{});
+    std::memset(out, 0, sizeof(float) * rows * dv);
+    std::memset((void*)q, 0, sizeof(W) * rows * dk);
+    int highest = 0, lowest = INT32_MAX;
+    for (int r = 0; r < rows; r++) {
+        top[r] = MASKED;
+        const T* from = (const T*)c.q + (int64_t)(first + r / group) * c.q_row + (head * group + r % group) * c.q_head;
+        for (int d = 0; d < c.size; d++) convert(from[d], q[r * dk + d]);
+        highest = std::max(highest, c.limits[first + r / group]);
+        lowest = std::min(lowest, c.limits[first + r / group]);
+    }
+    for (int j = 0; j < tile[3]; j++) {
+        const int base = j * BLOCK;
+        if (base > highest) break;
+        if (c.window && base + BLOCK - 1 < lowest - c.window + 1) continue;
+        const int64_t block = (int64_t)c.paths[tile[2] + j] * c.kv_heads + head;
+        const W *k = (const W*)c.packed_k + block * BLOCK * dk, *v = (const W*)c.packed_v + block * BLOCK * dv;
+        for (int n = 0; n < BLOCK; n += COLUMNS * LANES)
+            multiply_rows<W, COLUMNS>(rows, q, dk, k + n * STEP<W>, BLOCK, dk, scores + n, BLOCK, false);
+        for (int r = 0; r < rows; r++)
+            soften<W>(c, scores + r * BLOCK, weights + r * BLOCK, base, c.limits[first + r / group], top[r], sum[r], out + r * dv, dv);
+        int d = 0;
+        for (; d + COLUMNS * LANES <= dv; d += COLUMNS * LANES)
+            multiply_rows<W, COLUMNS>(rows, weights, BLOCK, v + d * STEP<W>, dv, BLOCK, out + d, dv, true);
+        for (; d < dv; d += LANES)
+            multiply_rows<W, 1>(rows, weights, BLOCK, v + d * STEP<W>, dv, BLOCK, out + d, dv, true);
+    }
+    for (int r = 0; r < rows; r++) {
+        float bottom = total(sum[r]);
+        float factor = 1.f;
+        if (c.sinks) {  // one more key that takes weight and gives nothing
+            const float sink = c.sinks[head * group + r % group], high = std::max(top[r], sink);
+            factor = std::exp(top[r] - high);
+            bottom = bottom * factor + std::exp(sink - high);
+        }
+        factor = bottom > 0.f ? factor / bottom : 0.f;
+        T* to = (T*)c.out + (int64_t)(first + r / group) * c.out_row + (head * group + r % group) * c.out_head;
+        for (int d = 0; d < c.value_size; d++) convert(out[r * dv + d] * factor, to[d]);
+    }
+}
+
+template <class T, class W>
+void run(const Call& c) {
+#pragma omp parallel num_threads(c.threads)
+    {
+#pragma omp for collapse(2) schedule(static)
+        for (int block = 0; block < c.blocks; block++)
+            for (int head = 0; head < c.kv_heads; head++) pack<T, W>(c, block, head);
+#pragma omp for collapse(2) schedule(dynamic, 1)
+        for (int tile = 0; tile < c.count; tile++)
+            for (int head = 0; head < c.kv_heads; head++) attend<T, W>(c, c.tiles + tile * 4, head);
+    }
+}
+
+}  // namespace
+
+extern "C" void karat_attention_float32(const Call* call) { run<float, float>(*call); }
+extern "C" void karat_attention_bfloat16(const Call* call) { run<bf16, Half>(*call); }

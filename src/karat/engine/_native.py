@@ -1,0 +1,127 @@
+"""The CPU attention kernel: compiled on first use where a C++ compiler is present, and kept in the user's cache.
+
+Compiled here and not with the package, because only here it is known which instructions this CPU has.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("_attention.cpp")
+FLAGS = (
+    *("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+    *("-std=c++17", "-fopenmp", "-fPIC"),
+)
+BLOCK = 64  # keys in a block of the kernel
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+class Call(ctypes.Structure):
+    """The kernel's `Call`, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "out", "packed_k", "packed_v", "block_rows", "limits")),
+        *((name, ctypes.c_void_p) for name in ("tiles", "paths", "sinks")),
+        *((f"{t}_{axis}", ctypes.c_int64) for t in ("q", "k", "v", "out") for axis in ("row", "head")),
+        *((name, ctypes.c_int32) for name in ("heads", "kv_heads", "size", "value_size", "blocks", "count", "window")),
+        ("threads", ctypes.c_int32),
+        *((name, ctypes.c_float) for name in ("scale", "softcap")),
+    )
+
+
+@functools.cache
+def library() -> Any:
+    """The compiled kernel, or None where it cannot be had; KARAT_NATIVE=0 says not to."""
+    if os.environ.get("KARAT_NATIVE") == "0" or platform.system() != "Linux":
+        return None
+    try:
+        # torch's own OpenMP, so that its threads and the kernel's are the same ones.
+        openmp = [*map(str, Path(torch.__file__).parent.glob("lib/libgomp*")), "libgomp.so.1"]
+        ctypes.CDLL(openmp[0], mode=ctypes.RTLD_GLOBAL)
+        return ctypes.CDLL(str(_compiled()))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _compiled() -> Path:
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+    if compiler is None:
+        raise OSError("there is no C++ compiler")
+    this = "".join(FLAGS) + compiler + _cpu() + SOURCE.read_text(encoding="utf-8")
+    name = f"attention-{hashlib.sha256(this.encode()).hexdigest()[:16]}.so"
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "karat"
+    target = folder / name
+    if not target.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as aside:
+            made = Path(aside, name)
+            # Linked without its OpenMP: the symbols are those of the library that is loaded already.
+            parts = [compiler, *FLAGS, "-c", str(SOURCE), "-o", f"{made}.o"]
+            subprocess.run(parts, check=True, capture_output=True, timeout=120)
+            parts = [compiler, "-shared", "-o", str(made), f"{made}.o"]
+            subprocess.run(parts, check=True, capture_output=True, timeout=120)
+            made.replace(target)
+    return target
+
+
+def _cpu() -> str:
+    """What `-march=native` depends on."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def takes(q: Tensor, *others: Tensor) -> bool:
+    """Whether the kernel can run on these."""
+    tensors = (q, *others)
+    fits = all(t.device.type == "cpu" and t.dtype == q.dtype and t.stride(-1) == 1 for t in tensors)
+    return fits and q.dtype in _NAMES and library() is not None
+
+
+def attention(
+    q_THD: Tensor, k_RHD: Tensor, v_RHD: Tensor, out_THD: Tensor, where: dict[str, Tensor], how: dict[str, Any]
+) -> None:
+    """Write what each query row reads into `out_THD`.
+
+    `where` holds the int32 tensors `block_rows`, `limits`, `tiles` and `paths` of the kernel's `Call`;
+    `how` holds `scale`, and may hold `softcap`, `window` and `sinks`.
+    """
+    blocks, (kv_heads, size), value_size = len(where["block_rows"]), k_RHD.shape[1:], v_RHD.shape[-1]
+    packed_k = torch.empty(blocks * kv_heads * BLOCK * _padded(size), dtype=torch.float32)
+    packed_v = torch.empty(blocks * kv_heads * BLOCK * _padded(value_size), dtype=torch.float32)
+    tensors = {"q": q_THD, "k": k_RHD, "v": v_RHD, "out": out_THD}
+    strides = {f"{n}_{axis}": t.stride(i) for n, t in tensors.items() for i, axis in enumerate(("row", "head"))}
+    pointers = {n: t.data_ptr() for n, t in (tensors | where).items()}
+    sinks = how.get("sinks")
+    sinks = None if sinks is None else sinks.detach().float().contiguous()
+    call = Call(
+        **pointers,
+        **strides,
+        packed_k=packed_k.data_ptr(),
+        packed_v=packed_v.data_ptr(),
+        sinks=None if sinks is None else sinks.data_ptr(),
+        heads=q_THD.shape[1],
+        kv_heads=kv_heads,
+        size=size,
+        value_size=value_size,
+        blocks=blocks,
+        count=len(where["tiles"]),
+        window=how.get("window") or 0,
+        threads=torch.get_num_threads(),
+        scale=how["scale"],
+        softcap=how.get("softcap") or 0.0,
+    )
+    getattr(library(), f"karat_attention_{_NAMES[q_THD.dtype]}")(ctypes.byref(call))
+
+
+def _padded(size: int) -> int:
+    return -(-size // 16) * 16

@@ -1,0 +1,118 @@
+"""What a backbone does differently while karat runs it; each is a context that leaves the model as it was."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from karat.engine.attention import NAME, Captured, Running
+
+TILE = 128  # rows of a product in the deterministic mode: enough to be fast, few enough to waste little
+
+
+def configs_of(backbone: nn.Module) -> list[Any]:
+    """Every config object that decides which attention its modules call."""
+    return list({id(m.config): m.config for m in backbone.modules() if hasattr(m, "config")}.values())
+
+
+@contextlib.contextmanager
+def attending(configs: list[Any]) -> Iterator[None]:
+    """With karat's attention."""
+    before = [c._attn_implementation for c in configs]
+    try:
+        for config in configs:
+            config._attn_implementation_internal = NAME
+        yield
+    finally:
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation_internal = name
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """In evaluation mode."""
+    modes = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+@contextlib.contextmanager
+def forwards(replaced: dict[Any, Callable[..., Any]]) -> Iterator[None]:
+    """With other forward functions of some modules."""
+    before = {module: module.__dict__.get("forward") for module in replaced}
+    for module, forward in replaced.items():
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module, forward in before.items():
+            if forward is None:
+                del module.forward
+            else:
+                module.forward = forward
+
+
+def last_layer(backbone: nn.Module) -> Any:
+    """The last of the model's layers, or None where it has no list of them."""
+    lists = [m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m)]
+    return max(lists, key=len)[-1] if lists else None
+
+
+def trimmed(layer: Any, running: Running) -> Callable[..., Any]:
+    """A last layer's forward that computes its read rows only, from the keys of all rows.
+
+    It runs twice: up to its keys and values for all rows, and to its end for those that are read.
+    """
+    whole = layer.forward
+    count, rows = len(running.batch.ids), running.batch.reads.rows
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        running.capture = True
+        with contextlib.suppress(Captured):
+            whole(*args, **kwargs)
+        running.capture, running.reading = False, True
+        if not len(rows):
+            raise Captured
+        return whole(*_at(args, rows, count), **_at(kwargs, rows, count))
+
+    return forward
+
+
+def _at(value: Any, rows: Tensor, count: int) -> Any:
+    """The same arguments at some of `count` rows."""
+    if isinstance(value, Tensor):
+        return value.index_select(1, rows) if value.dim() >= 2 and value.shape[1] == count else value
+    if isinstance(value, tuple):
+        return tuple(_at(v, rows, count) for v in value)
+    if isinstance(value, dict):
+        return {name: _at(v, rows, count) for name, v in value.items()}
+    return value
+
+
+def tiled(backbone: nn.Module) -> dict[Any, Callable[..., Any]]:
+    """Forwards of its linear layers in tiles of one shape, whose rows do not depend on each other to the bit."""
+    return {m: _in_tiles(m.forward) for m in backbone.modules() if isinstance(m, nn.Linear | Conv1D)}
+
+
+def _in_tiles(whole: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        return in_tiles(whole, x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+
+    return forward
+
+
+def in_tiles(function: Callable[[Tensor], Tensor], rows_RD: Tensor) -> Tensor:
+    """A function of rows, [R, D] → [R, E], called with `TILE` rows at a time, the last ones filled up with zeros."""
+    rest = len(rows_RD) % TILE
+    parts = [function(rows_RD[i : i + TILE]) for i in range(0, len(rows_RD) - rest, TILE)]
+    if rest:
+        filled = torch.cat([rows_RD[-rest:], rows_RD.new_zeros(TILE - rest, rows_RD.shape[1])])
+        parts.append(function(filled)[:rest])
+    return torch.cat(parts)

@@ -1,0 +1,191 @@
+"""The engine that computes every distinct prefix once, keeps it across calls, and fills forwards without padding."""
+
+import copy
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from karat import types
+from karat.engine import _patches
+from karat.engine.attention import RUNNING, Captured, Running, Store
+from karat.engine.base import EngineError, States, check
+from karat.engine.plan import Piece, Wanted, batches, build, pieces, places, positions_of
+from karat.engine.tree import Node, Rows, Separate, Tree, order, packed
+from karat.models.backbone import position_offset
+
+SMALLEST = 64  # tokens to a forward below which running out of memory is final
+
+
+class ForestEngine:
+    """Sequences → a tree of their prefixes → forwards over what of it is not known yet."""
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        budget: int = 2048,
+        cache: int = 16384,
+        causal: bool = True,
+        trim: bool = True,
+        deterministic: bool = False,
+        widen: bool = False,
+    ) -> None:
+        """`budget`: tokens to a forward. `cache`: tokens whose keys and values are kept across calls.
+
+        `causal`: a token's state is blind to what follows. `trim`: the last layer is computed only where it is read.
+        `deterministic`: the same bits whatever shares the call or was cached. `widen`: compute in float32, from a copy
+        of the weights, where the CPU is slow in their own type.
+        """
+        self.backbone: Any = backbone
+        self.budget, self.cache = budget, cache
+        self.causal, self.trim, self.deterministic = causal, trim, deterministic
+        self.computed = 0  # tokens, over all calls
+        self._widen = widen
+        self._lock = threading.Lock()
+        self._version: Any = None
+        self._adopt()
+
+    def _adopt(self) -> None:
+        """Take the backbone's weights as they are now."""
+        self.clear()
+        self._work: Any = copy.deepcopy(self.backbone).float() if self._widen else self.backbone
+        self._offset = position_offset(self._work)
+        self._configs = _patches.configs_of(self._work)
+        config = self._work.config.get_text_config()
+        heads = config.num_attention_heads
+        self._group = heads // (getattr(config, "num_key_value_heads", None) or heads)
+        self._last = _patches.last_layer(self._work) if self.trim else None
+        self._tiled = _patches.tiled(self._work) if self.deterministic else {}
+        self._version = self._weights()
+
+    def _weights(self) -> Any:
+        return [(p.data_ptr(), p._version) for p in self.backbone.parameters()]
+
+    def clear(self) -> None:
+        """Forget everything that was computed."""
+        self.tree: Tree = Tree() if self.causal else Separate()
+        self.store = Store(0)
+        self._free: Rows = np.empty(0, dtype=np.int32)
+        self._calls = 0
+
+    def run(self, sequences: list[types.Sequence]) -> list[States]:
+        """See `Engine.run`."""
+        check(sequences, self.backbone.get_input_embeddings().num_embeddings)
+        with self._lock, torch.no_grad(), _patches.evaluating(self.backbone):
+            if self._version != self._weights():
+                self._adopt()
+            budget = self.budget
+            while True:
+                try:
+                    return self._run(sequences, budget)
+                except BaseException as error:
+                    self.clear()  # half of a call is no cache
+                    if not _out_of_memory(error):
+                        raise
+                budget //= 2
+                if budget < SMALLEST:
+                    longest = max(len(s.ids) for s in sequences)
+                    raise EngineError(f"memory ran out on sequences of up to {longest} tokens; set max_length lower")
+
+    def _run(self, sequences: list[types.Sequence], budget: int) -> list[States]:
+        self._calls += 1
+        ends = [self.tree.insert(s.ids) for s in sequences]
+        wanted = Wanted()
+        for end, sequence in zip(ends, sequences, strict=True):
+            wanted.add(end, positions_of(sequence))
+        fresh = _fresh(ends)
+        by_tokens = sorted(range(len(ends)), key=lambda i: packed(sequences[i].ids))
+        todo = list(pieces(order(ends[i] for i in by_tokens), wanted))
+        for piece in todo:
+            for node in piece.node.path():
+                node.needed += 1
+        for end in ends:
+            for node in end.path():
+                node.used = self._calls
+        self._reserve(max((len(s.ids) for s in sequences), default=0), budget)
+        for batch in batches(todo, budget, split=self.causal):
+            self._compute(batch, wanted)
+        found = [_states(end, s) for end, s in zip(ends, sequences, strict=True)]
+        for states, sequence, count in zip(found, sequences, fresh, strict=True):
+            states.cached_tokens = len(sequence.ids) - count
+        return found
+
+    def _reserve(self, longest: int, budget: int) -> None:
+        """Room for the cache, or for one forward and the longest path where that is more."""
+        capacity = max(self.cache, budget + longest)
+        if capacity > self.store.capacity:
+            added = np.arange(self.store.capacity, capacity, dtype=np.int32)
+            self._free = np.concatenate([self._free, added])
+            self.store = self.store.grown(capacity)
+
+    def _allocate(self, count: int) -> Rows:
+        if len(self._free) < count:
+            freed = self.tree.evict(max(count - len(self._free), self.store.capacity // 8))
+            self._free = np.concatenate([self._free, freed])
+        taken, self._free = self._free[:count], self._free[count:]
+        assert len(taken) == count, "a forward and the paths above it fit into what is reserved"
+        return taken
+
+    def _compute(self, batch: list[Piece], wanted: Wanted) -> None:
+        for piece in batch:
+            if piece.keep:
+                piece.node.rows = np.concatenate([piece.node.rows, self._allocate(len(piece))])
+        planned = build(batch, wanted, self._group, self.causal)
+        states_RD = self._forward(Running(planned, self.store))
+        for (node, position), state in zip(planned.reads.places, states_RD, strict=True):
+            node.states[position] = state
+        self.computed += len(planned.ids)
+        for piece in batch:
+            if piece.last:
+                for node in piece.node.path():
+                    node.needed -= 1
+
+    def _forward(self, running: Running) -> Tensor:
+        """States at the reads of a planned forward, float32 [R, D]."""
+        batch = running.batch.to(self._work.device)
+        running.batch = batch
+        RUNNING.update(dict.fromkeys(self._work.modules(), running))
+        options: dict[str, Any] = {"use_cache": False} if self.causal else {}
+        last = {} if self._last is None else {self._last: _patches.trimmed(self._last, running)}
+        with _patches.attending(self._configs), _patches.forwards({**self._tiled, **last}):
+            try:
+                out = self._work(
+                    input_ids=batch.ids[None], position_ids=batch.positions[None] + self._offset, **options
+                )
+            except Captured:  # nothing is read here
+                return torch.empty(0, 1)
+        states: Tensor = out.last_hidden_state[0]
+        return (states if running.reading else states[batch.reads.rows]).float()
+
+
+def _fresh(ends: list[Node]) -> list[int]:
+    """How many tokens of each sequence are computed for it: those that neither the cache nor one before it has."""
+    claimed: set[int] = set()
+    out = []
+    for end in ends:
+        mine = []
+        for node in end.path():
+            if id(node) in claimed:
+                break
+            mine.append(node)
+        claimed.update(map(id, mine))
+        out.append(sum(node.stop - node.done for node in mine))
+    return out
+
+
+def _states(end: Node, sequence: types.Sequence) -> States:
+    at = {position: node.states[position] for node, position in places(end, positions_of(sequence))}
+    out = States()
+    for name, read in sequence.reads.items():
+        if isinstance(read, types.Span):
+            out[name] = torch.stack([at[p] for p in range(read.start, read.stop)]).mean(0, keepdim=True)
+        else:
+            out[name] = torch.stack([at[p] for p in read])
+    return out
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
