@@ -180,7 +180,7 @@ class Reward:
     objectives: Mapping[str, float] | None = None  # one reward per attribute, for multi-objective models
     gate: Mapping[str, float] | None = None  # the weight of each attribute
     tokens: int = 0  # tokens of the rendered sequence
-    cached_tokens: int = 0  # of those, how many were not computed for this answer
+    cached_tokens: int = field(default=0, compare=False)  # of those, how many were not computed for this answer
     truncated: bool = False  # part of the prompt was cut
     flags: tuple[str, ...] = ()  # "empty_answer", "empty_prompt", "no_eos", "over_length_cut"
 

@@ -2,13 +2,19 @@
 
 import json
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 
 import pytest
+from typer.testing import CliRunner
 
 import toys
-from karat.cli import base
+from karat.cli import _tables, base
+from karat.cli._options import spelled
+from karat.evaluation.base import evaluate
+from karat.types import BadInput, Example, Labelled, Message, Pair, Reward
 
+PAIR = Pair(Example((Message("user", "Q"),), "right"), Example((Message("user", "Q"),), "no"))
 PAIRS = [{"prompt": f"What is {i}+1?", "chosen": f"{i + 1}", "rejected": f"{i + 3}!"} for i in range(24)]
 
 
@@ -141,6 +147,62 @@ def test_messages_spell_options_as_they_are_typed(karat, tmp_path, pairs, model_
     output.mkdir(parents=True, exist_ok=True)
     _, _, err = karat("train", "bradley_terry", "--model", model_folder, "--data", pairs, "--output", output)
     assert str(output) in err, "a path is no option"
+
+
+@pytest.mark.parametrize(
+    ("message", "spelt"),
+    [
+        ("use batch_size=8.", "use --batch-size 8."),
+        ("raise max_length=8.5, or", "raise --max-length 8.5, or"),
+        ("/tmp/my layout=chat is there; use layout=concat", "/tmp/my layout=chat is there; use --layout concat"),
+        ("/tmp/my layout=chat: use (eos='append')", "/tmp/my layout=chat: use (--eos append)"),
+        ("layout=chat.jsonl and train_layout=chat", "layout=chat.jsonl and train_layout=chat"),
+    ],
+)
+def test_settings_are_spelt_as_options_and_paths_stay(message, spelt):
+    assert spelled(message) == spelt
+
+
+def evaluated(monkeypatch, folder):
+    """Run `karat eval` without a model: what it makes of its results."""
+    found = evaluate(lambda examples: [Reward(float(len(e.response))) for e in examples], [PAIR])
+    monkeypatch.setattr("karat.load", lambda *_, **__: None)
+    monkeypatch.setattr("karat.evaluation._files.evaluate_files", lambda *_: [found])
+    words = ["eval", "m", "d", "--output", str(folder), "--json"]
+    CliRunner().invoke(base.app(), words, catch_exceptions=False)
+
+
+def test_figures_whose_reader_has_gone_are_in_the_report(monkeypatch, tmp_path):
+    def gone(*_):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("karat.cli.eval.print", gone, raising=False)
+    evaluated(monkeypatch, tmp_path / "found")
+    assert json.loads((tmp_path / "found" / "summary.json").read_text())[0]["judged"] == 1
+
+
+def test_figures_that_cannot_be_written_are_printed(monkeypatch, tmp_path):
+    def full(*_):
+        raise BadInput("the disk is full")
+
+    printed = []
+    monkeypatch.setattr("karat.evaluation._files.write_run", full)
+    monkeypatch.setattr("karat.cli.eval.print", printed.append, raising=False)
+    with pytest.raises(BadInput, match="full"):
+        evaluated(monkeypatch, tmp_path / "found")
+    assert json.loads(printed[0])[0]["judged"] == 1
+
+
+@pytest.mark.parametrize(
+    ("items", "said"),
+    [
+        ([PAIR, replace(PAIR, preference=0.5)], "tied 1: their label prefers no answer"),
+        ([Labelled(PAIR.chosen, v) for v in (0.0, 0.5, 1.0)], "tied 1: their label is exactly 0.5, neither right nor"),
+    ],
+)
+def test_what_is_tied_is_said_in_the_words_of_the_items(capsys, items, said):
+    _tables.result(evaluate(lambda examples: [Reward(1.0)] * len(examples), items))
+    assert said in capsys.readouterr().out
 
 
 def test_doctor_says_what_is_wrong(karat, tmp_path):

@@ -13,6 +13,7 @@ from karat.evaluation import _nulls
 from karat.evaluation._charts import charts
 from karat.evaluation._report import Report, html, verdict
 from karat.evaluation.base import LEAD, beats_null, evaluate, find, names, summary
+from karat.metrics import wilson_interval
 from karat.types import BadInput, Example, Labelled, Message, Pair, Ranking, Reward, Unscored
 
 
@@ -109,6 +110,53 @@ def test_certainty_is_not_claimed_where_all_are_right():
     own = evaluate(number, [pair(str(i), "a 1", "b 0") for i in range(10)]).figure("accuracy")
     assert (own.value, own.high) == (1.0, 1.0) and own.low == pytest.approx(0.7225, abs=1e-4)
     assert beats_null(evaluate(number, [pair(str(i), "a 1", "b 0") for i in range(2)])) is False
+
+
+def test_a_lead_over_a_constant_null_stays_where_a_lead_can_be():
+    """Ten of ten right where chance has a half: at best 50 points ahead, and that is where it is."""
+    right = [pair(str(i), "a 1", "b 0") for i in range(10)]
+    lead = evaluate(number, right).figure(LEAD)
+    assert (lead.value, lead.high) == (0.5, 0.5) and lead.low == pytest.approx(0.2225, abs=1e-4)
+    assert beats_null(evaluate(number, right)) is True
+    wrong = evaluate(number, [Pair(p.rejected, p.chosen) for p in right]).figure(LEAD)
+    assert (wrong.value, wrong.low) == (-0.5, -0.5) and wrong.high == pytest.approx(-0.2225, abs=1e-4)
+
+
+def test_a_model_that_is_its_null_leads_by_0_and_not_for_certain():
+    items = [pair(str(i), "a" * (1 + i % 3), "bb") for i in range(0, 30) if i % 3 != 1]
+    lead = evaluate(lambda es: [Reward(float(len(e.response))) for e in es], [*items, pair("z", "ccc", "b")]).figure(
+        LEAD
+    )
+    assert lead.value == 0 and lead.low == -lead.high and 0.1 < lead.high < 0.2
+
+
+@pytest.mark.parametrize(("right", "wrong"), [(3, 50), (50, 3), (10, 10)])
+def test_auc_and_its_lead_over_chance_are_one_statement(right, wrong):
+    labels = [1.0] * right + [0.0] * wrong
+    items = [Labelled(example(str(i), f"x {y:.0f}"), y) for i, y in enumerate(labels)]
+    items += [Labelled(example("0", "x 1"), labels[0])] * 5  # more answers to one prompt are no more trials
+    items += [Labelled(example(f"w{i}", f"x {y}"), float(y), weight=0) for i in range(9) for y in (0, 1)]
+    result = evaluate(number, items)
+    own, lead = result.figure("AUC"), result.figure(LEAD)
+    assert (own.value, own.high, lead.value, lead.high) == pytest.approx((1.0, 1.0, 0.5, 0.5))
+    trials = min(right, wrong)
+    assert own.low == pytest.approx(wilson_interval(trials, trials).low) and lead.low == pytest.approx(own.low - 0.5)
+    assert beats_null(result) is (own.low > 0.5)
+
+
+@pytest.mark.parametrize("output", ["logit", "rating"])
+def test_rows_that_all_weigh_nothing_are_no_figure(output):
+    labelled = [Labelled(example(str(i), f"a {i}"), float(i % 2), weight=0) for i in range(6)]
+    ranked = [Ranking((example("a", "x 2"), example("a", "y 1")), (1, 2), weight=0)] * 3
+    for items in (labelled, ranked, [pair(str(i), "a 1", "b 0", weight=0) for i in range(3)]):
+        with pytest.raises(BadInput, match="every row to judge has the weight 0; give some a weight above 0"):
+            evaluate(number, items, output=output)
+
+
+def test_judged_rows_that_all_weigh_nothing_are_no_figure():
+    items = [pair("a", "good", "bad", weight=0), pair("b", "lost", "bad")]
+    with pytest.raises(BadInput, match="weight 0"):
+        evaluate(by_table({"good": 1.0, "bad": 0.0, "lost": "too long"}), items)
 
 
 def test_one_prompt_gives_no_interval_and_no_claim():
@@ -339,5 +387,5 @@ def test_a_ranking_without_an_order_is_tied():
     result = evaluate(number, [ranking("a", [1, 2], [1, 1]), ranking("b", [2, 1], [1, 2])])
     assert (result.judged, result.tied) == (1, 1)
     assert "1 of 2 rankings give all their answers one rank, which leaves nothing to judge" in result.notes
-    with pytest.raises(BadInput, match="every judged ranking is one tie"):
+    with pytest.raises(BadInput, match="every ranking to judge is one tie"):
         evaluate(number, [ranking("a", [1, 2], [1, 1])])

@@ -37,9 +37,30 @@ def test_what_is_there_stays(tmp_path, results):
         for call in (check_output, lambda folder: write_run(folder, "t", results, {})):
             with pytest.raises(BadInput, match="already there; choose another --output, or remove it"):
                 call(tmp_path / name)
-    with pytest.raises(BadInput, match="no folder that can be written to"):
+    with pytest.raises(BadInput, match=r"found cannot be written to \(Not a directory\); choose another --output"):
         check_output(tmp_path / "file" / "found")
     assert (tmp_path / "model" / "summary.json").read_text() == (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + "/found", "dangling/found", "loop/found", "new/..", "new/../"])
+def test_a_name_that_fails_in_the_end_is_refused_before(tmp_path, results, name):
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    for call in (check_output, lambda folder: write_run(folder, "t", results, {})):
+        with pytest.raises(BadInput, match="choose another --output"):
+            call(tmp_path / name)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dangling", "loop"]
+
+
+@pytest.mark.parametrize("name", ["x" * 250, "new/more/found", "new/../found", ".found"])
+def test_a_name_that_can_be_written_is(tmp_path, results, name):
+    check_output(tmp_path / name)
+    assert list(tmp_path.iterdir()) == [], "the check leaves nothing"
+    write_run(tmp_path / name, "t", results, {})
+    assert sorted(p.name for p in tmp_path.glob("**/*.*")) in (
+        ["report.html", "summary.json"],
+        [".found", "report.html", "summary.json"],
+    )
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path, results, monkeypatch):
@@ -60,12 +81,27 @@ def test_the_command_refuses_an_output_before_it_loads_a_model(tmp_path, monkeyp
     assert f"{tmp_path} is already there" in capsys.readouterr().err
 
 
-def test_every_file_is_read_before_any_is_scored(tmp_path):
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "Q", "response": "a"}, r"bad\.jsonl holds answers without labels"),
+        ({"prompt": "Q", "response": "a", "label": 4}, r"bad\.jsonl:1: label is 4, .*rescale it, or .*--objective mse"),
+        (
+            {"prompt": "Q", "chosen": "a", "rejected": "b", "preference": 0.5},
+            r"bad\.jsonl: every pair to judge is a tie",
+        ),
+        (
+            {"prompt": "Q", "chosen": "a", "rejected": "b", "weight": 0},
+            r"bad\.jsonl: every row to judge has the weight 0",
+        ),
+    ],
+)
+def test_every_file_is_read_and_checked_before_any_is_scored(tmp_path, row, said):
     def score_many(examples):
         raise AssertionError("scored")
 
     good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
     good.write_text('{"prompt": "Q", "chosen": "a", "rejected": "b"}\n')
-    bad.write_text('{"prompt": "Q", "response": "a"}\n')
-    with pytest.raises(BadInput, match=r"bad\.jsonl holds answers without labels"):
+    bad.write_text(json.dumps(row))
+    with pytest.raises(BadInput, match=said):
         evaluate_files(SimpleNamespace(score_many=score_many, output="logit"), [str(good), str(bad)])

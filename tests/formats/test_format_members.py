@@ -162,7 +162,13 @@ def test_unknown_columns_name_what_is_expected_nearest_first():
     [
         ({"promt": "Q", "chosen": "a", "rejected": "b"}, "promt", "prompt"),
         ({"prompt": "Q", "chosen": "a", "rejected": "b", "wieght": 2}, "wieght", "weight"),
+        ({"pronpt": "Q", "chosen": "a", "rejected": "b"}, "pronpt", "prompt"),
+        ({"Prompt": "Q", "chosen": "a", "rejected": "b"}, "Prompt", "prompt"),
+        ({"prompts": "Q", "chosen": "a", "rejected": "b"}, "prompts", "prompt"),
+        ({"prompt": "Q", "response": "a", "label": 1, "Weight": 2}, "Weight", "weight"),
         ({"prompt": "Q", "response": "a", "lable": 1}, "lable", "label"),
+        ({"prompt": "Q", "response": "a", "Score": 1}, "Score", "score"),
+        ({"prompt": "Q", "responses": ["a", "b"], "rnaks": [1, 2], "response": "a"}, "rnaks", "ranks"),
     ],
 )
 def test_a_misspelt_column_that_may_be_missing_is_named(tmp_path, row, column, word):
@@ -171,17 +177,42 @@ def test_a_misspelt_column_that_may_be_missing_is_named(tmp_path, row, column, w
         base.load(save(tmp_path, row))
 
 
-@pytest.mark.parametrize("column", ["reference", "content", "prompts", "prompt_id", "scored", "rank", "weight_kg"])
+METADATA = ["source", "sources", "reference", "content", "contexts", "scope", "store", "labels", "height", "Question"]
+
+
+@pytest.mark.parametrize("column", [*METADATA, "prompt_id", "scored", "rank", "weight_kg"])
 def test_columns_of_other_meanings_are_left_alone(tmp_path, column):
+    answer = {"prompt": "Q", "response": "a", column: "x"}
     assert base.load(save(tmp_path, {"chosen": "a", "rejected": "b", column: "x"})).format == "preference"
-    assert base.load(save(tmp_path, {"prompt": "Q", "response": "a", "label": 1, column: "x"})).format == "outcome"
+    assert base.load(save(tmp_path, answer)).format == "examples"
+    for label in ("label", "correct", "is_correct", "score", "rating"):
+        assert base.load(save(tmp_path, {**answer, label: 1})).format == "outcome"
+
+
+def test_a_column_that_is_there_is_not_missed(tmp_path):
+    answer = {"prompt": "Q", "response": "a", "label": 1, "lable": 2, "Prompt": "x", "prompts": "y", "Messages": "z"}
+    assert base.load(save(tmp_path, answer)).format == "outcome"
+    ranked = {"prompt": "Q", "responses": ["a", "b"], "ranks": [1, 2], "Scores": 1, "prompts": "y"}
+    assert base.load(save(tmp_path, ranked)).format == "kwise"
+
+
+def test_a_needed_column_that_is_misspelt_is_named_where_the_format_is_given(tmp_path):
+    with pytest.raises(BadInput, match="has a column 'rejcted'; did you mean 'rejected'"):
+        base.load(save(tmp_path, {"chosen": "a", "rejcted": "b"}), "preference")
 
 
 def test_the_columns_that_are_known():
-    assert base.known_columns("preference") == {
-        *("prompt", "chosen", "rejected", "preference", "margin", "weight", "context")
+    pair = {"chosen", "rejected", "preference", "margin", "weight", "context"}
+    answer = {"prompt", "response", "messages", "context"}
+    assert {name: base.known_columns(name) for name in base.names()} == {
+        "examples": answer,
+        "hh": pair,
+        "kwise": {"prompt", "responses", "ranks", "scores", "weight", "context"},
+        "model_solutions": {"question", "weight", "context"},
+        "outcome": answer | {"label", "correct", "is_correct", "score", "rating", "weight"},
+        "preference": pair | {"prompt"},
     }
-    assert not {"Human", "n", "optional", "with"} & base.known_columns()
+    assert all(word in base.get(name).COLUMNS for name in base.names() for word in base.known_columns(name))
 
 
 def test_an_unknown_format_names_the_nearest(tmp_path):

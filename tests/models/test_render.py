@@ -375,12 +375,13 @@ def test_layouts():
 
 
 @pytest.mark.parametrize("layout", ["concat", "dialogue"])
-def test_plain_layouts_refuse_roles_that_they_do_not_know(layout):
+def test_plain_layouts_refuse_roles_that_are_slips_and_write_others(layout):
     render = renderer(toys.byte_tokenizer(), layout=layout)
     for role, near in (("asistant", "assistant"), ("User", "user"), ("systm", "system")):
         assert f"did you mean '{near}'?" in reason(render, (Message(role, "a"),), "b")
-    assert "known are assistant, system, tool, user" in reason(render, (Message("x", "a"),), "b")
-    for role in ("system", "user", "assistant", "tool"):
+    assert "did you mean 'user'?" in reason(render, (Message("USER", "a"),), "b")
+    own = ("developer", "function", "ipython", "critic", "customer", "tool_call", "x")
+    for role in ("system", "user", "assistant", "tool", *own):
         assert ids_of(render, (Message(role, "a"),), "b")
 
 

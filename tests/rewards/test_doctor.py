@@ -7,7 +7,7 @@ import torch
 
 import toys
 from karat.models import checkpoint
-from karat.rewards import _doctor, _local
+from karat.rewards import _doctor
 from karat.rewards._doctor import examine
 from karat.rewards._local import golden_values
 from karat.spec import FILE_NAME, RewardSpec
@@ -81,7 +81,6 @@ class Broken(_doctor.PaddedForward):
 @pytest.mark.parametrize("forward", [Leaky, Broken])
 def test_padding_that_matters(folder, monkeypatch, forward):
     monkeypatch.setattr(_doctor, "PaddedForward", forward)
-    monkeypatch.setattr(_local, "PaddedForward", _doctor.PaddedForward.__mro__[1])
     assert wrong(folder) == ["padding"]
 
 

@@ -7,9 +7,10 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from karat import arithmetic
+from karat.engine.probe import choose_forward
 from karat.models import checkpoint
 from karat.models.render import Renderer
-from karat.rewards._local import LocalModel, RewardModule
+from karat.rewards._local import RewardModule
 from karat.rewards.base import kind
 from karat.spec import RewardSpec
 from karat.training import _data, run
@@ -73,7 +74,7 @@ def steps(folder: Path, parts, made, rows, batch_size: int, accumulate: int = 1,
         made,
         rows,
         None,
-        model=RewardModule(LocalModel(parts).engine.forward, parts.head),
+        model=RewardModule(choose_forward(parts.backbone), parts.head),
         args=arguments(
             str(folder),
             per_device_train_batch_size=batch_size // accumulate,
@@ -84,7 +85,7 @@ def steps(folder: Path, parts, made, rows, batch_size: int, accumulate: int = 1,
             save_strategy="no",
             **settings,
         ),
-        data_collator=Collator(made, LocalModel(parts).engine.forward),
+        data_collator=Collator(made, choose_forward(parts.backbone)),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(seen)

@@ -160,7 +160,11 @@ def test_rows_that_are_rendered_together_are_those_of_one_by_one(model_folder, t
     renderer, made = Renderer(parts.tokenizer, parts.spec, parts.positions), kind("bradley_terry")
     monkeypatch.setattr(_data, "_CHUNK", size)
     account = _data.Account("train")
+    asked: list[str] = []
+    problem_of = made.problem_of
+    monkeypatch.setattr(made, "problem_of", lambda item: asked.append(item.origin) or problem_of(item))
     rows = _data.prepare(items, made, renderer, "drop", account)
+    assert asked == [item.origin for item in items], "each once"
     alone = {item.origin: renderer(made.examples(item)) for item in items}
     assert [row.sequences for row in rows] == [tuple(r.sequence for r in alone[row.item.origin]) for row in rows]
     assert len(rows) == account.used == (14 if options else 13)

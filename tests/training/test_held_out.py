@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import karat
-from karat.rewards._local import LocalModel
+from karat.rewards._local import LocalModel, Scored
 from karat.training import run
 
 
@@ -14,7 +14,7 @@ def nine(tmp_path, monkeypatch):
     """Nine pairs, and a model that reads an answer's first digit and so gets the last one wrong."""
     rows = [{"prompt": f"{i}?", "chosen": "9 right", "rejected": "1 wrong"} for i in range(8)]
     rows.append({"prompt": "8?", "chosen": "1 right", "rejected": "9 wrong"})
-    monkeypatch.setattr(LocalModel, "values", lambda self, sequences: [_digit(self, s) for s in sequences])
+    monkeypatch.setattr(LocalModel, "scored", lambda self, sequences: [Scored(_digit(self, s), 0) for s in sequences])
     monkeypatch.setattr(run.checkpoint, "save", lambda *_: None)
     return kit.write(tmp_path / "nine.jsonl", rows)
 

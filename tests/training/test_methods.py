@@ -12,6 +12,9 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 import karat
 import toys
 from karat import progress
+from karat.engine import probe
+from karat.engine.base import States
+from karat.engine.forest import ForestEngine
 from karat.engine.padded import PaddedEngine
 from karat.evaluation._files import evaluate_files
 from karat.models import checkpoint
@@ -104,13 +107,14 @@ def open_lines(path):
 
 def test_frozen_features_are_computed_once(model_folder, tmp_path, monkeypatch):
     seen = []
-    computed = PaddedEngine.run
+    computed = ForestEngine.run
 
     def counting(self, sequences):
         seen.append(len(sequences))
         return computed(self, sequences)
 
-    monkeypatch.setattr(PaddedEngine, "run", counting)
+    monkeypatch.setattr(ForestEngine, "run", counting)
+    monkeypatch.setattr(probe, "agrees", lambda *_: True)  # the probe runs the engine, too
     monkeypatch.setattr(run.checkpoint, "save", lambda *_: None)
     kit.train(tmp_path, model_folder, kit.pairs(tmp_path, 8), method="frozen", epochs=6.0, eval="0.25")
     assert seen == [16]  # each answer once, whatever the epochs and evaluations
@@ -124,6 +128,9 @@ def test_frozen_features_show_how_far_they_are_and_are_those_of_one_by_one(model
     monkeypatch.setattr(progress, "_EVERY", -1.0)
     monkeypatch.setattr(_forward, "CHUNK", 2)
     stored = _forward.StoredForward(engine, sequences)
+    reused = States({"last": wanted[0]})
+    reused.cached_tokens = 5
+    assert _forward._on_cpu(reused).cached_tokens == 5
     assert "computing features 6/6" in capsys.readouterr().err  # of seven, two are equal
     monkeypatch.setattr(PaddedEngine, "run", None)
     torch.testing.assert_close(torch.cat([s["last"] for s in stored.run(sequences)]), torch.cat(wanted))

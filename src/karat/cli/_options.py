@@ -96,12 +96,14 @@ def spec_fields() -> set[str]:
 
 
 _OWN = {"batch_size", "method"}  # karat's settings that messages give a value to
-# A word by itself, so that paths such as runs/layout=chat/m stay what they are.
-_SETTING = re.compile(r"""(?<![^\s(])(\w+)=(["']?)([\w-]+(?:\.\d+)?)\2(?![\w./=-])""")
+# A word by itself, as train_layout=chat.jsonl is a file.
+_SETTING = re.compile(r"""(?<![^\s(])(\w+)=(["']?)([\w-]+(?:\.\d+)?)\2(?![\w/=-]|\.\w)""")
 
 
 def spelled(message: str) -> str:
     """A message with its settings spelt as on the command line; `output` stays, which is a folder there.
+
+    So does every clause with a slash: it holds a path, such as `/tmp/my layout=chat`.
 
     >>> spelled("raise max_length=8, or use over_length='cut_prompt'; x=3")
     'raise --max-length 8, or use --over-length cut_prompt; x=3'
@@ -111,4 +113,5 @@ def spelled(message: str) -> str:
     def as_option(found: re.Match[str]) -> str:
         return f"--{found[1].replace('_', '-')} {found[3]}" if found[1] in names else found[0]
 
-    return _SETTING.sub(as_option, message)
+    clauses = re.split(r"([;:] )", message)
+    return "".join(clause if "/" in clause else _SETTING.sub(as_option, clause) for clause in clauses)

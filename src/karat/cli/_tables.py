@@ -26,7 +26,7 @@ def _plain(cell: str) -> Any:
 def result(found: Any) -> None:
     """Print an evaluation: each figure with its interval, and its nulls under it."""
     from karat.cli._options import spelled
-    from karat.evaluation._report import verdict
+    from karat.evaluation._report import tie, verdict
 
     rows: list[tuple[str, str, str]] = []
     for figure in found.figures:
@@ -36,7 +36,7 @@ def result(found: Any) -> None:
     for reason, count in found.unscored.items():
         print(f"unscored {count}: {spelled(reason)}")
     if found.tied:
-        print(f"tied {found.tied}: their label prefers no answer")
+        print(f"tied {found.tied}: {tie(found)}")
     print(verdict(found))
 
 

@@ -32,10 +32,12 @@ def command(
         check_output(output)
     rm = load(model, device=device, dtype=dtype, **options)
     results = evaluate_files(rm, data, train_data or [], format, seed)
-    if as_json:
-        print(json.dumps([base.summary(r) for r in results]))
-    else:
-        for result in results:
-            _tables.result(result)
-    if output is not None:  # last: should it fail, the figures have been shown
-        write_run(output, f"{model} on {', '.join(data)}", results, {"model": model, "data": data, **options})
+    try:
+        if output is not None:
+            write_run(output, f"{model} on {', '.join(data)}", results, {"model": model, "data": data, **options})
+    finally:  # neither a full disk nor a reader that has gone takes the figures along
+        if as_json:
+            print(json.dumps([base.summary(r) for r in results]))
+        else:
+            for result in results:
+                _tables.result(result)

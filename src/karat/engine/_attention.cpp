@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__FMA__)
 #include <immintrin.h>
 #endif
 
@@ -48,7 +48,15 @@ template <class T> constexpr int STEP = 1;  // numbers that one multiply-add tak
 template <> constexpr int STEP<bf16> = 2;
 
 // acc[lane] += sum over STEP of broadcast[s] * lanes[lane][s]
-inline vec madd(vec acc, const float* broadcast, const float* lanes) { return acc + splat(*broadcast) * load(lanes); }
+inline vec madd(vec acc, const float* broadcast, const float* lanes) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_fmadd_ps((__m512)splat(*broadcast), (__m512)load(lanes), (__m512)acc);
+#elif defined(__FMA__)
+    return (vec)_mm256_fmadd_ps((__m256)splat(*broadcast), (__m256)load(lanes), (__m256)acc);
+#else
+    return acc + splat(*broadcast) * load(lanes);
+#endif
+}
 #if defined(__AVX512BF16__)
 inline vec madd(vec acc, const bf16* broadcast, const bf16* lanes) {
     int32_t pair; std::memcpy(&pair, broadcast, 4);

@@ -93,7 +93,7 @@ def attention(
     """Write what each query row reads into `out_THD`.
 
     `where` holds the int32 tensors `block_rows`, `limits`, `tiles` and `paths` of the kernel's `Call`;
-    `how` holds `scale`, and may hold `softcap`, `window` and `sinks`.
+    `how` holds `scale`, `softcap`, `window` and `sinks`.
     """
     blocks, (kv_heads, size), value_size = len(where["block_rows"]), k_RHD.shape[1:], v_RHD.shape[-1]
     packed_k = torch.empty(blocks * kv_heads * BLOCK * _padded(size), dtype=torch.float32)
@@ -101,7 +101,7 @@ def attention(
     tensors = {"q": q_THD, "k": k_RHD, "v": v_RHD, "out": out_THD}
     strides = {f"{n}_{axis}": t.stride(i) for n, t in tensors.items() for i, axis in enumerate(("row", "head"))}
     pointers = {n: t.data_ptr() for n, t in (tensors | where).items()}
-    sinks = how.get("sinks")
+    sinks = how["sinks"]
     sinks = None if sinks is None else sinks.detach().float().contiguous()
     call = Call(
         **pointers,
@@ -115,10 +115,10 @@ def attention(
         value_size=value_size,
         blocks=blocks,
         count=len(where["tiles"]),
-        window=how.get("window") or 0,
+        window=how["window"] or 0,
         threads=torch.get_num_threads(),
         scale=how["scale"],
-        softcap=how.get("softcap") or 0.0,
+        softcap=how["softcap"] or 0.0,
     )
     getattr(library(), f"karat_attention_{_NAMES[q_THD.dtype]}")(ctypes.byref(call))
 

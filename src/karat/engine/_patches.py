@@ -4,13 +4,11 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from karat.engine.attention import NAME, Captured, Running
-
-TILE = 128  # rows of a product in the deterministic mode: enough to be fast, few enough to waste little
+from karat.engine.tiles import in_tiles
 
 
 def configs_of(backbone: nn.Module) -> list[Any]:
@@ -80,7 +78,8 @@ def trimmed(layer: Any, running: Running) -> Callable[..., Any]:
         running.capture, running.reading = False, True
         if not len(rows):
             raise Captured
-        return whole(*_at(args, rows, count), **_at(kwargs, rows, count))
+        out = whole(*_at(args, rows, count), **_at(kwargs, rows, count))
+        return _back(out, rows[: len(running.batch.reads.places)], count)
 
     return forward
 
@@ -96,6 +95,13 @@ def _at(value: Any, rows: Tensor, count: int) -> Any:
     return value
 
 
+def _back(value: Any, rows: Tensor, count: int) -> Any:
+    """A layer's output at its rows among `count`, zero elsewhere: what follows may count on the number of rows."""
+    if isinstance(value, tuple):
+        return (_back(value[0], rows, count), *value[1:])
+    return value.new_zeros(1, count, value.shape[-1]).index_copy(1, rows, value[:, : len(rows)])
+
+
 def tiled(backbone: nn.Module) -> dict[Any, Callable[..., Any]]:
     """Forwards of its linear layers in tiles of one shape, whose rows do not depend on each other to the bit."""
     return {m: _in_tiles(m.forward) for m in backbone.modules() if isinstance(m, nn.Linear | Conv1D)}
@@ -106,13 +112,3 @@ def _in_tiles(whole: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         return in_tiles(whole, x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
 
     return forward
-
-
-def in_tiles(function: Callable[[Tensor], Tensor], rows_RD: Tensor) -> Tensor:
-    """A function of rows, [R, D] → [R, E], called with `TILE` rows at a time, the last ones filled up with zeros."""
-    rest = len(rows_RD) % TILE
-    parts = [function(rows_RD[i : i + TILE]) for i in range(0, len(rows_RD) - rest, TILE)]
-    if rest:
-        filled = torch.cat([rows_RD[-rest:], rows_RD.new_zeros(TILE - rest, rows_RD.shape[1])])
-        parts.append(function(filled)[:rest])
-    return torch.cat(parts)

@@ -4,7 +4,7 @@ It knows rows, blocks and layers; it knows nothing of text, and nothing of the m
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,7 +17,15 @@ from karat.engine.plan import BLOCK, Batch, Queries
 NAME = "karat"
 # The forward under way of each module: not every architecture hands its keyword arguments on, and recomputation
 # for gradients runs in threads of its own.
-RUNNING: WeakKeyDictionary[nn.Module, "Running"] = WeakKeyDictionary()
+RUNNING: WeakKeyDictionary[nn.Module, "Attends"] = WeakKeyDictionary()
+
+
+class Attends(Protocol):
+    """A forward under way."""
+
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, how: "Settings") -> Tensor:
+        """[1, heads, T, D] each → [1, T, heads, D]."""
+        ...
 
 
 class Captured(Exception):
@@ -53,9 +61,18 @@ def _empty(capacity: int, like: Tensor) -> Tensor:
     return torch.empty(capacity, *like.shape[1:], dtype=like.dtype, device=like.device)
 
 
+class Settings(NamedTuple):
+    """How a layer attends, beside its tensors."""
+
+    scale: float
+    softcap: float | None  # scores are cap * tanh(score / cap)
+    window: int | None  # positions that are seen, one's own included
+    sinks: Tensor | None  # by head, a score that takes weight and gives nothing
+
+
 @dataclass
 class Running:
-    """One forward under way: what the attention function needs, and what it has done."""
+    """One forward that scores: what its attention needs, and what it is at."""
 
     batch: Batch
     store: Store
@@ -63,9 +80,25 @@ class Running:
     reading: bool = False  # the layer is given the read rows only
     _layers: dict[int, int] = field(default_factory=dict)
 
-    def layer(self, module: nn.Module) -> int:
-        """The number of an attention module, in the order in which they are met."""
-        return self._layers.setdefault(id(module), len(self._layers))
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, how: Settings) -> Tensor:
+        """[1, heads, T, D] each → [1, T, heads, D]: every query row over its own path of keys."""
+        layer, batch = self._layers.setdefault(id(module), len(self._layers)), self.batch
+        if not self.reading:
+            k_THD, v_THD = key[0].transpose(0, 1), value[0].transpose(0, 1)
+            if len(batch.kept) < len(k_THD):
+                k_THD, v_THD = k_THD[batch.kept], v_THD[batch.kept]
+            self.store.write(layer, batch.slots, k_THD, v_THD)
+        if self.capture:
+            raise Captured
+        if how.window and not batch.causal:
+            raise NotImplementedError("a window that looks both ways")
+        keys, values = self.store.layers[layer]
+        q_THD = query[0].transpose(0, 1)
+        out_THD = q_THD.new_zeros(*q_THD.shape[:2], values.shape[-1])
+        queries = batch.reading if self.reading else batch.queries
+        attention = native if _native.takes(q_THD, keys, values) else plain
+        attention(q_THD, keys, values, out_THD, batch.block_rows, queries, how)
+        return out_THD[None]
 
 
 def forest(
@@ -77,44 +110,23 @@ def forest(
     scaling: float | None = None,
     **how: Any,
 ) -> tuple[Tensor, None]:
-    """[1, heads, T, D] each → [1, T, heads, D]: every query row over its own path of keys."""
-    running = RUNNING[module]
-    layer, batch = running.layer(module), running.batch
-    if not running.reading:
-        k_THD, v_THD = key[0].transpose(0, 1), value[0].transpose(0, 1)
-        if len(batch.kept) < len(k_THD):
-            k_THD, v_THD = k_THD[batch.kept], v_THD[batch.kept]
-        running.store.write(layer, batch.slots, k_THD, v_THD)
-    if running.capture:
-        raise Captured
-    keys, values = running.store.layers[layer]
-    q_THD = query[0].transpose(0, 1)
-    out_THD = torch.empty(*q_THD.shape[:2], values.shape[-1], dtype=q_THD.dtype, device=q_THD.device)
-    settings = {
-        "scale": query.shape[-1] ** -0.5 if scaling is None else scaling,
-        "softcap": how.get("softcap"),
-        "window": how.get("sliding_window"),
-        "sinks": how.get("s_aux"),
-    }
-    queries = batch.reading if running.reading else batch.queries
-    if settings["window"] and not batch.causal:
-        raise NotImplementedError("a window that looks both ways")
-    if _native.takes(q_THD, keys, values):
-        where = {"block_rows": batch.block_rows, **vars(queries)}
-        _native.attention(q_THD, keys, values, out_THD, where, settings)
-    else:
-        plain(q_THD, keys, values, out_THD, batch.block_rows, queries, settings)
-    return out_THD[None], None
+    """What transformers calls: [1, heads, T, D] each → [1, T, heads, D], by the forward that is under way."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    settings = Settings(scale, how.get("softcap"), how.get("sliding_window"), how.get("s_aux"))
+    # Under autocast some come in float32 and some do not.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    return RUNNING[module].attend(module, query, key, value, settings), None
+
+
+def native(
+    q_THD: Tensor, keys: Tensor, values: Tensor, out_THD: Tensor, block_rows: Tensor, queries: Queries, how: Settings
+) -> None:
+    """By the compiled kernel."""
+    _native.attention(q_THD, keys, values, out_THD, {"block_rows": block_rows, **vars(queries)}, how._asdict())
 
 
 def plain(
-    q_THD: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    out_THD: Tensor,
-    block_rows: Tensor,
-    queries: Queries,
-    how: dict[str, Any],
+    q_THD: Tensor, keys: Tensor, values: Tensor, out_THD: Tensor, block_rows: Tensor, queries: Queries, how: Settings
 ) -> None:
     """The same in torch's own operations, on any device: where the kernel cannot be had, and what it is held to."""
     group = q_THD.shape[1] // keys.shape[1]
@@ -122,16 +134,16 @@ def plain(
         rows = block_rows[queries.paths[start : start + blocks].long()].flatten().long().to(keys.device)
         k, v = keys[rows.clamp(min=0)].float(), values[rows.clamp(min=0)].float()
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        scores = torch.einsum("qhd,khd->hqk", q_THD[first : first + count].float(), k) * how["scale"]
-        if cap := how.get("softcap"):
+        scores = torch.einsum("qhd,khd->hqk", q_THD[first : first + count].float(), k) * how.scale
+        if cap := how.softcap:
             scores = cap * torch.tanh(scores / cap)
         limit = queries.limits[first : first + count, None].to(keys.device)
         position = torch.arange(blocks * BLOCK, device=keys.device)[None]
         seen = position <= limit
-        if window := how.get("window"):
+        if window := how.window:
             seen &= position > limit - window
         scores = scores.masked_fill(~seen, float("-inf"))
-        if (sinks := how.get("sinks")) is not None:
+        if (sinks := how.sinks) is not None:
             scores = torch.cat([scores, sinks.float().view(-1, 1, 1).expand(-1, count, 1)], -1)
         weights = scores.softmax(-1)[..., : blocks * BLOCK]
         # Rows behind the last key have weight 0 but may hold anything.

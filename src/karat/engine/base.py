@@ -1,8 +1,8 @@
 """The contract of an engine, and the checks that every engine makes."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from karat import types
 from karat.types import KaratError
@@ -29,6 +29,24 @@ class Engine(Protocol):
         Raises:
             EngineError: an empty sequence, an id outside the vocabulary, or a read outside the sequence.
         """
+        ...
+
+
+class TrainingForward(Protocol):
+    """A backbone's forward as a module that trains."""
+
+    backbone: nn.Module
+
+    def collate(self, sequences: list[types.Sequence]) -> dict[str, Any]:
+        """Tensors for the call."""
+        ...
+
+    def __call__(self, **batch: Any) -> Tensor:
+        """Hidden states at the reads, float32 [R, D], in the order of the sequences and of their names."""
+        ...
+
+    def again(self, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Torch's options for checkpointing activations, with what running a layer again needs here."""
         ...
 
 

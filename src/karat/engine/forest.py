@@ -13,9 +13,11 @@ from karat.engine import _patches
 from karat.engine.attention import RUNNING, Captured, Running, Store
 from karat.engine.base import EngineError, States, check
 from karat.engine.plan import Piece, Wanted, batches, build, pieces, places, positions_of
+from karat.engine.tiles import TILE
 from karat.engine.tree import Node, Rows, Separate, Tree, order, packed
 from karat.models.backbone import position_offset
 
+SAMPLED = 16  # numbers of each weight that tell whether it was changed
 SMALLEST = 64  # tokens to a forward below which running out of memory is final
 
 
@@ -44,7 +46,6 @@ class ForestEngine:
         self.computed = 0  # tokens, over all calls
         self._widen = widen
         self._lock = threading.Lock()
-        self._version: Any = None
         self._adopt()
 
     def _adopt(self) -> None:
@@ -58,10 +59,19 @@ class ForestEngine:
         self._group = heads // (getattr(config, "num_key_value_heads", None) or heads)
         self._last = _patches.last_layer(self._work) if self.trim else None
         self._tiled = _patches.tiled(self._work) if self.deterministic else {}
-        self._version = self._weights()
+        weights = list(self.backbone.parameters())
+        self._version = self._versions()
+        # Fused optimisers and `.data` change weights without counting it: some numbers of each are compared as well.
+        self._samples = [w.detach().reshape(-1)[:: max(1, w.numel() // SAMPLED)] for w in weights]
+        self._sampled = torch.cat([sample.float() for sample in self._samples])
 
-    def _weights(self) -> Any:
-        return [(p.data_ptr(), p._version) for p in self.backbone.parameters()]
+    def _versions(self) -> list[tuple[int, int]]:
+        return [(w.data_ptr(), w._version) for w in self.backbone.parameters()]
+
+    def _has_new_weights(self) -> bool:
+        if self._version != self._versions():
+            return True
+        return not torch.equal(self._sampled, torch.cat([sample.float() for sample in self._samples]))
 
     def clear(self) -> None:
         """Forget everything that was computed."""
@@ -74,7 +84,7 @@ class ForestEngine:
         """See `Engine.run`."""
         check(sequences, self.backbone.get_input_embeddings().num_embeddings)
         with self._lock, torch.no_grad(), _patches.evaluating(self.backbone):
-            if self._version != self._weights():
+            if self._has_new_weights():
                 self._adopt()
             budget = self.budget
             while True:
@@ -132,11 +142,11 @@ class ForestEngine:
         for piece in batch:
             if piece.keep:
                 piece.node.rows = np.concatenate([piece.node.rows, self._allocate(len(piece))])
-        planned = build(batch, wanted, self._group, self.causal)
+        planned = build(batch, wanted, self._group, self.causal, TILE if self.deterministic else 1)
         states_RD = self._forward(Running(planned, self.store))
-        for (node, position), state in zip(planned.reads.places, states_RD, strict=True):
+        for (node, position), state in zip(planned.reads.places, states_RD, strict=False):
             node.states[position] = state
-        self.computed += len(planned.ids)
+        self.computed += sum(map(len, batch))
         for piece in batch:
             if piece.last:
                 for node in piece.node.path():
@@ -157,7 +167,7 @@ class ForestEngine:
             except Captured:  # nothing is read here
                 return torch.empty(0, 1)
         states: Tensor = out.last_hidden_state[0]
-        return (states if running.reading else states[batch.reads.rows]).float()
+        return states[batch.reads.rows].float()
 
 
 def _fresh(ends: list[Node]) -> list[int]:

@@ -78,6 +78,10 @@ class PaddedForward(nn.Module):
         states_RD = torch.cat([self._read(**chunk) for chunk in chunks])
         return states_RD[torch.argsort(order_R)]
 
+    def again(self, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
+        """See `TrainingForward`: nothing but what was asked for."""
+        return kwargs
+
     def _read(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, reads_R3: Tensor) -> Tensor:
         """The reads of one chunk; a read of several positions is their mean."""
         options: dict[str, Any] = {"position_ids": position_ids} if self.takes_positions else {}

@@ -3,8 +3,9 @@
 It knows tokens, positions and rows; it knows nothing of models.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -144,7 +145,7 @@ class Reads:
     """Rows of a forward whose states are wanted."""
 
     rows: Tensor  # int64 [R], rows of the forward
-    places: list[tuple[Node, int]]  # node and position of each
+    places: list[tuple[Node, int]]  # node and position of each; rows behind them fill up
 
 
 @dataclass(frozen=True)
@@ -169,8 +170,12 @@ class Batch:
         return replace(self, **moved, reads=replace(self.reads, rows=self.reads.rows.to(device)))
 
 
-def build(pieces: list[Piece], wanted: Wanted, group: int, causal: bool = True) -> Batch:
-    """The arrays of a forward, whose nodes have their rows; `group` query heads share a key head."""
+def build(pieces: list[Piece], wanted: Wanted, group: int, causal: bool = True, multiple: int = 1) -> Batch:
+    """The arrays of a forward, whose nodes have their rows.
+
+    `group` query heads share a key head. The rows of the forward, and those read, are filled up to a multiple of
+    `multiple` with rows that attend to nothing and are not read.
+    """
     blocks = Blocks()
     at = 0
     limits: list[npt.NDArray[np.int64]] = []
@@ -192,11 +197,13 @@ def build(pieces: list[Piece], wanted: Wanted, group: int, causal: bool = True) 
             read_rows += [at + p - piece.first for p in here]
             places += [(node, p) for p in here]
         at += len(piece)
-    flat = np.concatenate(limits)
+    read_rows += [0] * (-len(read_rows) % multiple)
+    flat = np.concatenate([*limits, np.zeros(-at % multiple, dtype=np.int64)])
     rows = np.array(read_rows, dtype=np.int64)
+    blank = np.zeros(-at % multiple, dtype=np.int64)
     return Batch(
-        ids=torch.from_numpy(np.concatenate([p.ids() for p in pieces]).astype(np.int64)),
-        positions=torch.from_numpy(np.concatenate([np.arange(p.first, p.stop) for p in pieces])),
+        ids=_long([*(p.ids() for p in pieces), blank]),
+        positions=_long([*(np.arange(p.first, p.stop) for p in pieces), blank]),
         kept=_long(kept),
         slots=_long(slots),
         block_rows=blocks.tensor(),
@@ -207,7 +214,7 @@ def build(pieces: list[Piece], wanted: Wanted, group: int, causal: bool = True) 
     )
 
 
-def _long(parts: list[npt.NDArray[np.int64]] | list[Rows]) -> Tensor:
+def _long(parts: Sequence[npt.NDArray[Any]]) -> Tensor:
     return torch.from_numpy(np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int64))
 
 

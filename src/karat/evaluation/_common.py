@@ -55,6 +55,14 @@ def judge(scorer: Scorer, items: Sequence[Item]) -> Judged:
     return Judged(kept, rewards, dict(unscored.most_common()))
 
 
+def require(decided: Sequence[Item], why: str) -> None:
+    """Raise BadInput: with `why` where nothing is decided, and where none of it weighs anything."""
+    if not decided:
+        raise BadInput(why)
+    if not any(item.weight for item in decided):
+        raise BadInput("every row to judge has the weight 0; give some a weight above 0")
+
+
 def _most(unscored: Counter[str]) -> str:
     reason, times = unscored.most_common(1)[0]
     return f"all {unscored.total()} items are unscored, {times} of them because {reason!r}"
@@ -121,8 +129,12 @@ class Sample:
         return tuple(figures)
 
     def lead(self, credit: FloatArray, null: FloatArray, over: str) -> Figure:
-        """Mean difference of the model's and the null's credits on the same rows, with a paired interval."""
-        return self.mean(LEAD, credit - null, (-1.0, 1.0), f"over {over}, on the same rows", percent=True)
+        """Mean difference of the model's and the null's credits on the same rows, with a paired interval.
+
+        Over a null that gets the same credit on every row, the lead cannot leave (-credit, 1 - credit).
+        """
+        ends = (-float(null[0]), 1 - float(null[0])) if np.ptp(null) == 0 else (-1.0, 1.0)
+        return self.mean(LEAD, credit - null, ends, f"over {over}, on the same rows", percent=True)
 
     def statistic_interval(self, columns: FloatArray, statistic: metrics.Statistic) -> Interval | None:
         """Interval of a statistic of rows [B, F]; None where there is one prompt."""
@@ -135,16 +147,18 @@ class Sample:
 def bounded(figure: Figure, ends: tuple[float, float], found: Interval | None, trials: int) -> Figure:
     """A figure that lies between `ends` with the interval that resampling found; one prompt (None) gives none.
 
-    Where no resample differs (all right, all wrong), the bootstrap would claim certainty; Wilson's interval of the
-    figure's place between the ends, over that many trials, takes its place.
+    Where no resample differs (all right, all wrong), the bootstrap would claim certainty. But with no other value in
+    so many trials, others may still be as frequent as the upper end of Wilson's interval of 0 says; the interval
+    reaches as far as that share of the lowest or of the highest value can move the figure. Ten of ten right are from
+    0.72 to 1; a model that is right exactly where its null is leads by 0, from -0.28 to 0.28 over ten prompts.
     """
     if found is None:
         return replace(figure, note=_joined(figure.note, "one prompt, so no interval"))
     if not math.isclose(found.low, found.high, abs_tol=1e-9):
         return replace(figure, low=found.low, high=found.high)
-    bottom, width = ends[0], ends[1] - ends[0]
-    place = min(max((figure.value - bottom) / width, 0.0), 1.0)
-    low, high = (bottom + width * end for end in metrics.wilson_interval(place * trials, trials))
+    share = metrics.wilson_interval(0, trials).high
+    value = min(max(figure.value, ends[0]), ends[1])
+    low, high = (value + share * (end - value) for end in ends)
     return replace(figure, low=low, high=high, note=_joined(figure.note, "Wilson interval"))
 
 

@@ -1,5 +1,6 @@
 """Evaluating a model on a data file, and the folder that a run leaves."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -11,9 +12,9 @@ from typing import Any
 
 from karat import types
 from karat.evaluation import _report
-from karat.evaluation.base import Result, evaluate, summary, with_unscored
+from karat.evaluation.base import Result, choose, evaluate, summary, with_unscored
 from karat.formats import base as formats
-from karat.rewards.base import RewardModel
+from karat.rewards.base import Output, RewardModel
 from karat.types import BadInput, Example, Item
 
 
@@ -23,9 +24,9 @@ def evaluate_files(
     """The figures of a model on the items of each data file; `training` files feed the n-gram null.
 
     Raises:
-        BadInput: a file holds no items that can be evaluated; all are read before any is scored.
+        BadInput: a file holds no items that can be evaluated; all are read and checked before any is scored.
     """
-    read = [_read(path, format) for path in data]
+    read = [_read(path, format, model.output) for path in data]
     known = [i for source in training for i in formats.load(source, format).items if not isinstance(i, Example)]
 
     def score(examples: Sequence[Example]) -> list[types.Result]:
@@ -35,24 +36,54 @@ def evaluate_files(
     return [with_unscored(result, unused) for result, unused in found]
 
 
-def _read(path: str, format: str | None) -> tuple[list[Item], list[str]]:
+def _read(path: str, format: str | None, output: Output) -> tuple[list[Item], list[str]]:
     """The labelled items of a file, and why each of its other rows is not used."""
     loaded = formats.load(path, format)
     items = [item for item in loaded.items if not isinstance(item, Example)]
     if not items:
         raise BadInput(f"{path} holds answers without labels; to evaluate, it needs pairs, labels or rankings")
+    try:
+        choose(items, output)
+    except BadInput as error:
+        where = "" if str(error).startswith(formats.parse_source(path).path) else f"{path}: "
+        raise BadInput(f"{where}{error}") from None
     for problem in loaded.problems:
         print(f"not used: {problem}", file=sys.stderr)
     return items, [*(p.reason for p in loaded.problems), *["it has no label"] * (len(loaded.items) - len(items))]
 
 
 def check_output(folder: Path) -> None:
-    """Raise BadInput for a folder that could not be written in the end."""
-    if folder.exists() or folder.is_symlink():
-        raise BadInput(f"{folder} is already there; choose another --output, or remove it")
-    there = next(parent for parent in folder.absolute().parents if parent.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        raise BadInput(f"{there} is no folder that can be written to; choose another --output")
+    """Raise BadInput for a folder that could not be written in the end: one is made beside it and removed again."""
+    aside = _aside(_absolute(folder))
+    made = [path for path in (aside, *aside.parents) if not os.path.exists(path)]
+    try:
+        aside.mkdir(parents=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def _absolute(folder: Path) -> Path:
+    """The path without `..`, which may stand for a folder that is there."""
+    return Path(os.path.abspath(folder))
+
+
+def _aside(folder: Path) -> Path:
+    """A path that is free, in the folder in which `folder` is to be; raises BadInput if that one is there."""
+    try:
+        folder.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return folder.with_name(f".karat-{secrets.token_hex(4)}")
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    raise BadInput(f"{folder} is already there; choose another --output, or remove it")
+
+
+def _unwritable(folder: Path, error: OSError) -> BadInput:
+    return BadInput(f"{folder} cannot be written to ({error.strerror}); choose another --output")
 
 
 def write_run(folder: Path, title: str, results: Sequence[Result], settings: Mapping[str, Any]) -> None:
@@ -61,8 +92,8 @@ def write_run(folder: Path, title: str, results: Sequence[Result], settings: Map
     Raises:
         BadInput: the folder is there, or cannot be written to.
     """
-    check_output(folder)
-    aside = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
+    folder = _absolute(folder)
+    aside = _aside(folder)
     try:
         aside.mkdir(parents=True)
         text = json.dumps([summary(r) for r in results], indent=2)
@@ -70,6 +101,6 @@ def write_run(folder: Path, title: str, results: Sequence[Result], settings: Map
         _report.write(_report.Report(title, results, settings=settings), aside / "report.html")
         aside.rename(folder)
     except OSError as error:
-        raise BadInput(f"{folder} cannot be written to ({error.strerror}); choose another --output") from None
+        raise _unwritable(folder, error) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -87,18 +87,24 @@ def verdict(result: Result) -> str:
     return f"{first} {second} {_compared(result, ahead)}{_best_of_words(result)}"
 
 
+def tie(result: Result) -> str:
+    """Why items that are tied were left out."""
+    neither = "is exactly 0.5, neither right nor wrong" if result.unit == "answers" else "prefers no answer"
+    return f"their label {neither}"
+
+
 def _compared(result: Result, ahead: Figure) -> str:
     side = "leads" if ahead.value >= 0 else "is behind"
-    if ahead.low is None:
+    if ahead.low is None or ahead.high is None:
         gap = _points(abs(ahead.value), ahead)
         return f"The model {side} by {gap}, on one prompt: from that, no claim can be made, so give more prompts."
-    low, high = sorted((abs(ahead.low or 0.0), abs(ahead.high or 0.0)))
-    clear = (ahead.low or 0.0) * (ahead.high or 0.0) > 0
+    low, high = sorted((abs(ahead.low), abs(ahead.high)))
+    clear = ahead.low * ahead.high > 0
     ends = f"{_number(low, ahead)} to {_number(high, ahead)}" if clear else _interval(ahead)
     gap = f"{_points(abs(ahead.value), ahead)} (95% interval {ends})"
     if beats_null(result):
         return f"The model leads by {gap}: it beats its null."
-    if ahead.high is not None and ahead.high < 0:
+    if ahead.high < 0:
         return f"The model is behind by {gap}: it does worse than its null."
     return f"The model {side} by {gap}, an interval that includes 0: it does not beat its null."
 
@@ -150,7 +156,7 @@ def _row(figure: Figure) -> dict[str, Any]:
 
 def _counted(result: Result) -> str:
     missing = sum(result.unscored.values())
-    tied = f", {result.tied:,} left out because their label is a tie" if result.tied else ""
+    tied = f", {result.tied:,} left out because {tie(result)}" if result.tied else ""
     lost = f"{missing:,} left out because they could not be scored" if missing else "none left out for want of a score"
     return f"Of {result.n:,} {result.unit}, {result.judged:,} are behind the figures: {lost}{tied}."
 

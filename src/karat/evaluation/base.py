@@ -90,6 +90,10 @@ class Evaluation(Protocol):
     ITEM: type[Any]
     OUTPUTS: tuple[Output, ...]
 
+    def check(self, items: Sequence[Any], /) -> None:
+        """Raises BadInput for items, all of `ITEM`, that cannot be evaluated whatever their rewards are."""
+        ...
+
     def run(self, scorer: Scorer, items: Sequence[Any], setup: Setup) -> Result:
         """Scores the items, all of `ITEM`, and returns what was found."""
         ...
@@ -107,6 +111,25 @@ def find(name: str) -> Evaluation:
         BadInput: there is none; names the nearest.
     """
     return cast(Evaluation, members.load("evaluation", name, "evaluation"))
+
+
+def choose(items: Sequence[Item], output: Output = "logit") -> Evaluation:
+    """The evaluation of such items and rewards; it needs no rewards.
+
+    Raises:
+        BadInput: no items, items of several classes, or labels that cannot be evaluated.
+    """
+    kinds = {type(item) for item in items}
+    if len(kinds) != 1:
+        raise BadInput("the items to evaluate have to be all pairs, all labelled answers or all rankings, at least one")
+    kind = kinds.pop()
+    member = next((m for m in map(find, names()) if m.ITEM is kind and output in m.OUTPUTS), None)
+    if member is None:
+        raise BadInput(
+            f"no evaluation takes {kind.__name__} items with output={output!r}: use one of {', '.join(names())}"
+        )
+    member.check(items)
+    return member
 
 
 def evaluate(
@@ -131,16 +154,7 @@ def evaluate(
     Raises:
         BadInput: no items, items of several classes, or no item that could be judged.
     """
-    kinds = {type(item) for item in items}
-    if len(kinds) != 1:
-        raise BadInput("the items to evaluate have to be all pairs, all labelled answers or all rankings, at least one")
-    kind = kinds.pop()
-    member = next((m for m in map(find, names()) if m.ITEM is kind and output in m.OUTPUTS), None)
-    if member is None:
-        raise BadInput(
-            f"no evaluation takes {kind.__name__} items with output={output!r}: use one of {', '.join(names())}"
-        )
-    return member.run(scorer, items, Setup(tuple(training_items or ()), seed, answer_of, output))
+    return choose(items, output).run(scorer, items, Setup(tuple(training_items or ()), seed, answer_of, output))
 
 
 def with_unscored(result: Result, reasons: Sequence[str]) -> Result:

@@ -16,13 +16,14 @@ from karat.evaluation._common import (
     mistake,
     overlap_note,
     prompt_ids,
+    require,
     scale,
     spread,
 )
 from karat.evaluation._margins import ordered
 from karat.evaluation.base import Figure, Mistake, Result, Scorer, Setup
 from karat.metrics import FloatArray
-from karat.types import BadInput, Ranking
+from karat.types import Ranking
 
 ITEM = Ranking
 OUTPUTS = ("logit", "probability", "rating")
@@ -48,6 +49,12 @@ class _Ranked:
     def margins(self, rewards: Sequence[FloatArray]) -> FloatArray:
         """Better minus worse for each ordered pair, [B]."""
         return np.array([rewards[i][a] - rewards[i][b] for i, a, b in self.pairs])
+
+
+def check(items: Sequence[Ranking]) -> None:
+    """Raise BadInput where no ranking prefers an answer."""
+    ordered_ones = [item for item in items if len(set(item.ranks)) > 1]
+    require(ordered_ones, "every ranking to judge is one tie: give some of which an answer is better than another")
 
 
 def run(scorer: Scorer, items: Sequence[Ranking], setup: Setup) -> Result:
@@ -92,8 +99,7 @@ def run(scorer: Scorer, items: Sequence[Ranking], setup: Setup) -> Result:
 
 def _order(items: list[Ranking], rewards: Sequence[FloatArray], seed: int) -> tuple[_Ranked, list[FloatArray]]:
     kept = [i for i, item in enumerate(items) if len(set(item.ranks)) > 1]
-    if not kept:
-        raise BadInput("every judged ranking is one tie: give rankings of which some answer is better than another")
+    check(items)
     decided = [items[i] for i in kept]
     ranks = [np.array(item.ranks, dtype=np.float64) for item in decided]
     pairs = [(i, int(a), int(b)) for i, r in enumerate(ranks) for a, b in np.argwhere(r[:, None] < r[None, :])]

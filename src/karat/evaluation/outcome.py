@@ -17,6 +17,7 @@ from karat.evaluation._common import (
     mistake,
     overlap_note,
     prompt_ids,
+    require,
     scale,
     spread,
 )
@@ -47,13 +48,18 @@ class _Rows:
     def examples(self) -> list[Example]:
         return [item.example for item in self.items]
 
+    @property
+    def trials(self) -> int:
+        """Prompts with a weight that have an answer of the rarer class: what an AUC rests on."""
+        counted = [(place, prompt) for place, prompt in enumerate(self.sample.prompts) if self.sample.weights[place]]
+        return min(len({prompt for place, prompt in counted if self.right[place] == side}) for side in (0, 1))
+
 
 def run(scorer: Scorer, items: Sequence[Labelled], setup: Setup) -> Result:
     """AUC, accuracy at a logit of 0, calibration, nulls, and best-of-n where all prompts have equally many answers.
 
     A label above 0.5 is right, below is wrong; answers at exactly 0.5 are counted as tied and left out.
     """
-    _check_labels(items)
     judged = judge(scorer, items)
     rows = _rows(items, judged.kept, np.concatenate(judged.rewards), setup)
     nulls = _nulls.null_rewards(rows.examples, setup.training, setup.seed)
@@ -85,20 +91,25 @@ def run(scorer: Scorer, items: Sequence[Labelled], setup: Setup) -> Result:
     )
 
 
-def _check_labels(items: Sequence[Labelled]) -> None:
+def check(items: Sequence[Labelled]) -> None:
+    """Raise BadInput for a label outside 0 to 1, and where none is right or wrong."""
     bad = next((item for item in items if not 0 <= item.label <= 1), None)
     if bad is not None:
         where = f"{bad.origin}: " if bad.origin else ""
         raise BadInput(
             f"{where}label is {bad.label:g}, but an outcome lies from 0 to 1:"
-            " rescale it, or pass output='rating' for a model that predicts ratings"
+            " rescale it, or evaluate a model that predicts ratings"
+            " (trained with --objective mse; from Python, output='rating')"
         )
+    require(
+        [item for item in items if item.label != 0.5],
+        "every answer to judge has the label 0.5: give right and wrong ones",
+    )
 
 
 def _rows(items: Sequence[Labelled], kept: Sequence[int], rewards: FloatArray, setup: Setup) -> _Rows:
     decided = [place for place, i in enumerate(kept) if items[i].label != 0.5]
-    if not decided:
-        raise BadInput("every judged answer has the label 0.5: give answers that are right or wrong")
+    check([items[i] for i in kept])
     places = [kept[i] for i in decided]
     chosen, reward = [items[i] for i in places], rewards[decided]
     prob, logit = _both_scales(reward, setup)
@@ -156,10 +167,9 @@ def _auc_figure(name: str, rows: _Rows, score: FloatArray, against: str = "") ->
     value = _auc(columns)
     if value is None:
         return None
-    fewer = int(min(rows.right.sum(), (1 - rows.right).sum()))
     figure = Figure(name, value, n=rows.right.size, note="" if against else "right above wrong, ties half")
     found = rows.sample.statistic_interval(columns, _auc)
-    return replace(bounded(figure, (0.0, 1.0), found, fewer), against=against)
+    return replace(bounded(figure, (0.0, 1.0), found, rows.trials), against=against)
 
 
 def _auc_figures(rows: _Rows, nulls: _nulls.NullRewards) -> tuple[Figure | None, tuple[Figure, ...]]:
@@ -172,11 +182,12 @@ def _auc_figures(rows: _Rows, nulls: _nulls.NullRewards) -> tuple[Figure | None,
 
 
 def _auc_lead(rows: _Rows, nulls: _nulls.NullRewards, best: Figure) -> Figure:
-    null = nulls.rewards.get(best.name, np.zeros(rows.right.size))
-    columns = np.stack([rows.right, rows.sample.weights, rows.reward, null], axis=1)
+    null = nulls.rewards.get(best.name)  # None for chance
+    other = np.zeros(rows.right.size) if null is None else null
+    columns = np.stack([rows.right, rows.sample.weights, rows.reward, other], axis=1)
     figure = Figure(LEAD, _auc_gap(columns) or 0.0, n=rows.right.size, note=f"over {best.name}, on the same rows")
     found = rows.sample.statistic_interval(columns, _auc_gap)
-    return bounded(figure, (-1.0, 1.0), found, rows.sample.clusters)
+    return bounded(figure, (-0.5, 0.5) if null is None else (-1.0, 1.0), found, rows.trials)
 
 
 def _calibration(rows: _Rows) -> list[Figure]:

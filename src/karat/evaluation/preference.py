@@ -16,6 +16,7 @@ from karat.evaluation._common import (
     mistake,
     overlap_note,
     prompt_ids,
+    require,
     scale,
     spread,
 )
@@ -23,7 +24,7 @@ from karat.evaluation._margins import ordered
 from karat.evaluation.base import Figure, Mistake, Result, Scorer, Setup
 from karat.metrics import FloatArray
 from karat.rewards.base import Output
-from karat.types import BadInput, Example, Pair
+from karat.types import Example, Pair
 
 ITEM = Pair
 OUTPUTS = ("logit", "probability", "rating")
@@ -46,6 +47,12 @@ class _Decided:
     def margins(self) -> FloatArray:
         gap: FloatArray = self.rewards[:, 0] - self.rewards[:, 1]
         return gap
+
+
+def check(items: Sequence[Pair]) -> None:
+    """Raise BadInput where no pair prefers an answer."""
+    decided = [pair for pair in items if pair.preference != 0.5]
+    require(decided, "every pair to judge is a tie (preference 0.5): give pairs of which one answer is preferred")
 
 
 def run(scorer: Scorer, items: Sequence[Pair], setup: Setup) -> Result:
@@ -91,8 +98,7 @@ def run(scorer: Scorer, items: Sequence[Pair], setup: Setup) -> Result:
 
 def _decide(pairs: list[Pair], rewards: Sequence[FloatArray], seed: int) -> _Decided:
     kept = [i for i, pair in enumerate(pairs) if pair.preference != 0.5]
-    if not kept:
-        raise BadInput("every judged pair is a tie (preference 0.5): give pairs of which one answer is preferred")
+    check(pairs)
     decided = [pairs[i] for i in kept]
     turned = np.array([pair.preference < 0.5 for pair in decided])
     scores = np.stack([rewards[i] for i in kept])

@@ -18,6 +18,7 @@ from karat.evaluation._common import (
     mistake,
     overlap_note,
     prompt_ids,
+    require,
     scale,
     spread,
 )
@@ -49,6 +50,16 @@ class _Rows:
     def columns(self, *scores: FloatArray) -> FloatArray:
         """(label, weight, score, ...), [B, 2 + scores]: what the statistics read."""
         return np.stack([self.label, self.sample.weights, *scores], axis=1)
+
+
+def check(items: Sequence[Labelled]) -> None:
+    """Raise BadInput for fewer than 3 answers with a weight, and where all of them have one label."""
+    require(items, "there is no answer: give some")
+    labels = [item.label for item in items if item.weight]
+    if len(labels) < _FEWEST:
+        raise BadInput(f"{len(labels)} answers could be judged, but ratings need at least {_FEWEST}: give more")
+    if len(set(labels)) == 1:
+        raise BadInput(f"every answer to judge has the label {labels[0]:g}: give answers with different ratings")
 
 
 def run(scorer: Scorer, items: Sequence[Labelled], setup: Setup) -> Result:
@@ -89,11 +100,7 @@ def run(scorer: Scorer, items: Sequence[Labelled], setup: Setup) -> Result:
 
 def _rows(items: list[Labelled], reward: FloatArray, seed: int) -> _Rows:
     label, weights = np.array([item.label for item in items]), np.array([item.weight for item in items])
-    counted = label[weights > 0]
-    if counted.size < _FEWEST:
-        raise BadInput(f"{counted.size} answers could be judged, but ratings need at least {_FEWEST}: give more")
-    if np.ptp(counted) == 0:
-        raise BadInput(f"every judged answer has the label {counted[0]:g}: give answers with different ratings")
+    check(items)
     return _Rows(items, reward, label, Sample(weights, prompt_ids(item.example for item in items), seed))
 
 

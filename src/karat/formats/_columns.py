@@ -2,13 +2,13 @@
 
 import difflib
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from karat.formats._files import Cell
 from karat.types import BadInput, Example, Message, as_messages
 
+_OTHERS = ("content", "contexts")  # as near as a slip to `context`, but other columns
 _UNSUPPORTED = ("tools", "chat_template_kwargs")  # columns of TRL that change how a prompt is rendered
 
 
@@ -37,24 +37,38 @@ def _from_cell(value: Any) -> Any:
 def renames(columns: Iterable[str], known: Iterable[str]) -> str:
     """`promt to prompt, chosn to chosen`: columns that are not known beside the nearest that is and is not there."""
     there, words = list(columns), set(known)
-    near = {c: difflib.get_close_matches(c, sorted(words - set(there)), 1, 0.75) for c in there if c not in words}
+    near = {
+        c: difflib.get_close_matches(c.lower(), sorted(words - set(there)), 1, 0.75) for c in there if c not in words
+    }
     return ", ".join(f"{column} to {found[0]}" for column, found in near.items() if found)
 
 
-def slips(columns: Iterable[str], known: Iterable[str]) -> dict[str, str]:
-    """Columns that are a known one but for a letter too many or too few, or letters in another order.
+def slip(columns: Iterable[str], words: Iterable[str], loose: bool = False) -> tuple[str, str] | None:
+    """The first column that is surely one of `words` misspelt, and that word; a word that is there is not missed.
 
-    Stricter than `renames`, as a file may well have a column `reference`, `content` or `scores` of its own.
+    It starts with the same letter, and differs by capitals, by a letter too many or too few, or by two neighbours
+    turned round. `loose` also takes another letter (pronpt) and an s at the end (prompts). No longer name (prompt_id)
+    is a slip.
     """
-    there, words = list(columns), set(known)
-    return {c: w for c in there if c not in words for w in sorted(words - set(there)) if _slip(c, w)}
+    there = list(columns)
+    missing = sorted(set(words) - set(there))
+    return next(((c, w) for c in there if c not in _OTHERS for w in missing if _slipped(c.lower(), w, loose)), None)
 
 
-def _slip(column: str, word: str) -> bool:
-    a, b = Counter(column), Counter(word)
-    off = [*(a - b).elements(), *(b - a).elements()]
-    another = column.startswith(word) or word == column + "s"  # scored, prompts; rank for ranks
-    return column[:1] == word[0] and len(off) < 2 and not another
+def _slipped(column: str, word: str, loose: bool) -> bool:
+    if column[:1] != word[0] or column + "s" == word:  # rank for ranks
+        return False
+    if column.startswith(word):
+        return column == word or (loose and column == word + "s")
+    if len(column) != len(word):
+        return column in _without_a_letter(word) or word in _without_a_letter(column)
+    off = [i for i, (a, b) in enumerate(zip(column, word, strict=True)) if a != b]
+    turned = sorted(column) == sorted(word) and off[-1] - off[0] == 1
+    return turned or (loose and len(off) == 1)
+
+
+def _without_a_letter(word: str) -> set[str]:
+    return {word[:i] + word[i + 1 :] for i in range(len(word))}
 
 
 def present(row: Mapping[str, Any], name: str) -> Any:

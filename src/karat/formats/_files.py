@@ -328,8 +328,8 @@ def _write_parquet(rows: Iterable[Row], file: BinaryIO, like: Row) -> int:
     mixed = [name for name, array in arrays.items() if array is None]
     if mixed:
         print(
-            f"karat: the values of {', '.join(mixed)} share no Parquet type, so each is written as text,"
-            " and as JSON where it is none",
+            f"karat: the values of {', '.join(mixed)} have no common Parquet type, or none at all,"
+            " so each is written as text, and as JSON where it is none",
             file=sys.stderr,
         )
     texts = {name: pa.array([_as_text(v, n) for n, v in enumerate(columns[name], 1)]) for name in mixed}

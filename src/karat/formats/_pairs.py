@@ -7,6 +7,7 @@ from karat.formats._columns import context, extras, number
 from karat.types import BadInput, Example, Message, Pair
 
 Side = tuple[tuple[Message, ...], str]  # prompt and response
+PAIR_OPTIONAL = ("preference", "margin", "weight", "context")
 HUMAN = "\n\nHuman: "
 
 

@@ -6,13 +6,12 @@ what `karat formats` prints. Nothing here knows about tokens or tensors; pyarrow
 
 import difflib
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, cast
 
 from karat import members
-from karat.formats._columns import renames, slips, unsupported
+from karat.formats._columns import renames, slip, unsupported
 from karat.formats._files import Row, read_rows, write_rows
 from karat.formats._sources import Source, mix, parse_source, prompt_key, select, split_by_prompt
 from karat.types import BadInput, Example, Item
@@ -46,6 +45,8 @@ class Format(Protocol):
     """What a member module offers. A member may also set `FALLBACK = True`: it yields to any other that fits."""
 
     COLUMNS: str  # the columns it expects, for people
+    NEEDED: tuple[tuple[str, ...], ...]  # for each column that it needs, the names that it may have
+    OPTIONAL: tuple[str, ...]
 
     def detect(self, sample: Mapping[str, Any], /) -> bool:
         """Whether a file whose columns hold values like those of `sample` is of this format."""
@@ -124,15 +125,10 @@ def detect(sample: Mapping[str, Any], where: str = "the data") -> str:
     raise BadInput(f"{where} has the columns {columns}, which fit no format; {mend} to those of {expected}")
 
 
-_PROSE = re.compile(
-    r"\b(a|and|any|best|better|both|column|each|for|higher|is|model|name|of|one|optional|or|starting|with)\b"
-)
-
-
 def known_columns(format: str | None = None) -> set[str]:
     """The columns that a format reads, or any of them."""
-    text = " ".join(get(name).COLUMNS for name in ([format] if format else names()))
-    return set(re.findall(r"\b[a-z_]{2,}\b", _PROSE.sub("", text)))
+    found = [get(name) for name in ([format] if format else names())]
+    return {word for one in found for words in (*one.NEEDED, one.OPTIONAL) for word in words}
 
 
 def _nearest(columns: Iterable[str]) -> list[str]:
@@ -140,7 +136,7 @@ def _nearest(columns: Iterable[str]) -> list[str]:
     found = list(columns)
 
     def likeness(name: str) -> float:
-        words = set(re.findall(r"\w+", get(name).COLUMNS))
+        words = known_columns(name)
         return sum(max(difflib.SequenceMatcher(None, c, w).ratio() ** 4 for w in words) for c in found)
 
     return sorted(names(), key=lambda name: (-likeness(name), name))
@@ -162,7 +158,7 @@ def load(source: Source | str | os.PathLike[str], format: str | None = None) -> 
     selected = rows(source)
     sample = _sample(row for _, row in selected)
     name = detect(sample, source.path) if format is None else format
-    _check_spelling(sample, name, source.path)
+    _check_spelling(list(sample), name, source.path)
     items, problems = _read(get(name), selected, list(sample), source.path)
     if not items:
         raise BadInput(
@@ -171,11 +167,19 @@ def load(source: Source | str | os.PathLike[str], format: str | None = None) -> 
     return Loaded(items, problems, name, len(selected), source)
 
 
-def _check_spelling(columns: Iterable[str], format: str, path: str) -> None:
+def _check_spelling(columns: Sequence[str], format: str, path: str) -> None:
     """Raise BadInput for a misspelt column, which would pass for one that is not there."""
-    fallback = getattr(get(format), "FALLBACK", False)  # a misspelt column may be why no other format fits
-    for column, word in slips(columns, known_columns(None if fallback else format)).items():
-        raise BadInput(f"{path} has a column {column!r}; did you mean {word!r}? Rename it, or remove it")
+    chosen = get(format)
+    fallback = getattr(chosen, "FALLBACK", False)  # a misspelt column may be why no other format fits
+    wanted = {word for one in (map(get, names()) if fallback else [chosen]) for word in _wanted(one, columns)}
+    if found := slip(columns, wanted) or slip(columns, chosen.OPTIONAL, loose=True):
+        raise BadInput(f"{path} has a column {found[0]!r}; did you mean {found[1]!r}? Rename it, or remove it")
+
+
+def _wanted(format: Format, columns: Sequence[str]) -> tuple[str, ...]:
+    """The names of the one column that a format lacks; none where it lacks no column, or several."""
+    lacking = [names for names in format.NEEDED if set(names).isdisjoint(columns)]
+    return lacking[0] if len(lacking) == 1 < len(format.NEEDED) else ()
 
 
 def rows(source: Source | str | os.PathLike[str]) -> list[tuple[int, Row]]:

@@ -6,7 +6,9 @@ from typing import Any
 from karat.formats._columns import example, extras, has_example, whole
 from karat.types import BadInput, Example
 
-COLUMNS = "prompt and response, or messages; optional context"
+NEEDED = (("prompt", "messages"), ("response", "messages"))
+OPTIONAL = ("context",)
+COLUMNS = f"prompt and response, or messages; optional {', '.join(OPTIONAL)}"
 FALLBACK = True  # any format that finds more in the columns is meant
 
 

@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from karat.formats._columns import text
-from karat.formats._pairs import Side, as_pair, is_transcript, pair, pair_extras
+from karat.formats._pairs import PAIR_OPTIONAL, Side, as_pair, is_transcript, pair, pair_extras
 from karat.types import BadInput, Example, Item, Message, Pair
 
-COLUMNS = 'chosen, rejected, both starting with "\\n\\nHuman: "; optional preference, margin, weight, context'
+NEEDED = (("chosen",), ("rejected",))
+OPTIONAL = PAIR_OPTIONAL
+COLUMNS = f'chosen, rejected, both starting with "\\n\\nHuman: "; optional {", ".join(OPTIONAL)}'
 
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 _SPEAKERS = {role: speaker for speaker, role in _ROLES.items()}

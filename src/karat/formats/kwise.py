@@ -8,7 +8,11 @@ from karat.types import BadInput, Example, Item, Ranking
 
 _ORDERS = ("ranks", "scores")
 
-COLUMNS = "prompt, responses, and one of ranks (1 is best) or scores (higher is better); optional weight, context"
+NEEDED = (("prompt",), ("responses",), _ORDERS)
+OPTIONAL = ("weight", "context")
+COLUMNS = (
+    f"prompt, responses, and one of ranks (1 is best) or scores (higher is better); optional {', '.join(OPTIONAL)}"
+)
 
 
 def detect(sample: Mapping[str, Any]) -> bool:

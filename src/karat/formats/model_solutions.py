@@ -6,7 +6,11 @@ from typing import Any
 from karat.formats._columns import context, extras, mapping, number, probability, text
 from karat.types import BadInput, Example, Item, Labelled, Message, as_messages
 
-COLUMNS = "question, and for each model a column of any name with is_correct and solution; optional weight, context"
+NEEDED = (("question",),)
+OPTIONAL = ("weight", "context")
+COLUMNS = (
+    f"question, and for each model a column of any name with is_correct and solution; optional {', '.join(OPTIONAL)}"
+)
 
 
 def detect(sample: Mapping[str, Any]) -> bool:

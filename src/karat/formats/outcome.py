@@ -9,7 +9,9 @@ from karat.types import BadInput, Item, Labelled
 _OUTCOMES = ("correct", "is_correct")  # true, false, or a probability
 _LABELS = ("label", *_OUTCOMES, "score", "rating")
 
-COLUMNS = f"prompt and response, or messages; one of {', '.join(_LABELS)}; optional weight, context"
+NEEDED = (("prompt", "messages"), ("response", "messages"), _LABELS)
+OPTIONAL = ("weight", "context")
+COLUMNS = f"prompt and response, or messages; one of {', '.join(_LABELS)}; optional {', '.join(OPTIONAL)}"
 
 
 def detect(sample: Mapping[str, Any]) -> bool:

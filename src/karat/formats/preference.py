@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from karat.formats._columns import as_rows, cut, prompt, text_or_messages, whole
-from karat.formats._pairs import Side, as_pair, is_transcript, pair, pair_extras
+from karat.formats._pairs import PAIR_OPTIONAL, Side, as_pair, is_transcript, pair, pair_extras
 from karat.types import BadInput, Item, Message, Pair
 
-COLUMNS = "chosen, rejected; optional prompt, preference, margin, weight, context"
+NEEDED = (("chosen",), ("rejected",))
+OPTIONAL = ("prompt", *PAIR_OPTIONAL)
+COLUMNS = f"chosen, rejected; optional {', '.join(OPTIONAL)}"
 
 
 def detect(sample: Mapping[str, Any]) -> bool:

@@ -80,7 +80,8 @@ def _check_same_reading(saved: RewardSpec, asked: RewardSpec) -> None:
     for name in ("kind", "pooling", "layout", "template", "eos"):
         was, now = (getattr(spec if hasattr(spec, name) else spec.render, name) for spec in (saved, asked))
         if was != now:
-            raise Refused(f"this reward model was trained with {name}={was!r:.60}; leave {name} out")
+            shown = repr(was) if len(repr(was)) <= 60 else f"{was!r:.60}…"
+            raise Refused(f"this reward model was trained with {name}={shown}; leave {name} out")
 
 
 def start(

@@ -3,6 +3,7 @@
 It knows layouts, BOS, EOS and length; it knows nothing about weights or rewards.
 """
 
+import difflib
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,7 @@ from karat import types
 from karat.models._literal import LiteralEncoder
 from karat.models.backbone import first_line
 from karat.spec import Render, RewardSpec
-from karat.types import Example, Message, Refused, Unscored, nearest
+from karat.types import Example, Message, Refused, Unscored
 
 # The plain layouts, for tokenizers without a chat template.
 PLAIN = {
@@ -110,10 +111,11 @@ class Renderer:
                 return Unscored(broken)
             if not _ROLE.fullmatch(message.role):
                 return Unscored(f"the role {message.role!r:.40} is no word, so a template could take it for more")
-            # They would write any role; other templates decide for themselves.
-            if self.part.template in PLAIN.values() and message.role not in _PLAIN_ROLES:
-                known = nearest(message.role, _PLAIN_ROLES)
-                return Unscored(f"layout {self.part.layout!r} has no role {message.role!r:.40}{known}")
+            # They write any role; other templates decide for themselves.
+            if self.part.template in PLAIN.values() and (meant := _misspelt(message.role)):
+                return Unscored(
+                    f"layout {self.part.layout!r} has no role {message.role!r:.40}; did you mean {meant!r}?"
+                )
         if self.part.layout == "concat" and len(example.prompt) > 1:
             return Unscored(
                 f"layout 'concat' takes one prompt message and got {len(example.prompt)};"
@@ -291,6 +293,12 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 def _flags(example: Example) -> tuple[str, ...]:
     empty_prompt = not any(m.content for m in example.prompt)
     return ("empty_prompt",) * empty_prompt + ("empty_answer",) * (not example.response)
+
+
+def _misspelt(role: str) -> str:
+    """The usual role that this one is but for a slip, as "User" is; empty for a usual one and for one of its own."""
+    close = [] if role in _PLAIN_ROLES else difflib.get_close_matches(role.lower(), _PLAIN_ROLES, 1, 0.75)
+    return close[0] if close else ""
 
 
 def _surrogate(text: str) -> str | None:

@@ -3,14 +3,15 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from karat import types
-from karat.engine.base import Engine, EngineError
-from karat.engine.padded import PaddedEngine, PaddedForward
+from karat.engine.base import Engine, EngineError, TrainingForward
+from karat.engine.probe import choose
+from karat.engine.tiles import in_tiles
 from karat.formats.base import unsupported
 from karat.models import checkpoint
 from karat.models.checkpoint import Parts
@@ -27,20 +28,24 @@ CHUNK = 512
 class RewardModule(nn.Module):
     """The engine's forward and the head on top, as one module that trains, shards and wraps."""
 
-    def __init__(self, forward: PaddedForward, head: Head) -> None:
+    def __init__(self, forward: TrainingForward, head: Head) -> None:
         super().__init__()
         self.engine_forward = forward
         self.head = head
 
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         """What transformers' Trainer calls to save memory: the backbone's own."""
         backbone: Any = self.engine_forward.backbone
-        backbone.gradient_checkpointing_enable(*args, **kwargs)
+        backbone.gradient_checkpointing_enable(self.engine_forward.again(gradient_checkpointing_kwargs), **kwargs)
 
-    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         """The newer name of the same."""
         backbone: Any = self.engine_forward.backbone
-        backbone.activation_checkpointing_enable(*args, **kwargs)
+        backbone.activation_checkpointing_enable(self.engine_forward.again(activation_checkpointing_kwargs), **kwargs)
 
     def forward(self, **batch: Tensor) -> Tensor:
         """Numbers of the head at every read, float32 [R, k]."""
@@ -48,22 +53,28 @@ class RewardModule(nn.Module):
         return numbers_Rk
 
 
+class Scored(NamedTuple):
+    """What a sequence got."""
+
+    value: float
+    cached_tokens: int
+
+
 class LocalModel:
     """A reward model on this machine; see `RewardModel` for its methods."""
 
-    def __init__(self, parts: Parts, engine: Engine | None = None) -> None:
+    def __init__(self, parts: Parts, engine: Engine | None = None, deterministic: bool = False) -> None:
         self.parts = parts
         self.spec = parts.spec
         self.renderer = Renderer(parts.tokenizer, parts.spec, parts.positions)
-        self.engine = engine or PaddedEngine(PaddedForward(parts.backbone))
+        self.engine = engine or choose(parts.backbone, deterministic)
         self._kind = kind(self.spec.kind, dict(self.spec.options))
 
     @property
     def output(self) -> Output:
         """What its rewards are: logits, probabilities, or ratings in the unit of the labels."""
-        if self.spec.activation == "identity":
-            return self._kind.output
-        return "probability" if isinstance(self.spec.output, int) else "rating"
+        squashed = self.spec.activation != "identity" and isinstance(self.spec.output, int)
+        return "probability" if squashed and self._kind.output == "logit" else self._kind.output
 
     @property
     def fingerprint(self) -> str:
@@ -123,30 +134,32 @@ class LocalModel:
 
     def _score_rendered(self, rendered: Sequence[Rendered | Unscored]) -> list[Result]:
         good = [r for r in rendered if isinstance(r, Rendered)]
-        values = iter(self._values([r.sequence for r in good]))
-        return [_reward(r, next(values)) if isinstance(r, Rendered) else r for r in rendered]
+        scored = iter(self._scored([r.sequence for r in good]))
+        return [_reward(r, next(scored)) if isinstance(r, Rendered) else r for r in rendered]
 
-    def _values(self, sequences: Sequence[types.Sequence]) -> Sequence[float | Unscored]:
+    def _scored(self, sequences: Sequence[types.Sequence]) -> Sequence[Scored | Unscored]:
         """The rewards; where the engine refuses a sequence, those of all others still."""
         try:
-            return self.values(sequences)
+            return self.scored(sequences)
         except EngineError as error:
             if len(sequences) == 1:
                 return [Unscored(str(error))]
             half = len(sequences) // 2
-            return [*self._values(sequences[:half]), *self._values(sequences[half:])]
+            return [*self._scored(sequences[:half]), *self._scored(sequences[half:])]
+
+    def values(self, sequences: Sequence[types.Sequence]) -> list[float]:
+        """The reward of each sequence."""
+        return [scored.value for scored in self.scored(sequences)]
 
     @torch.no_grad()
-    def values(self, sequences: Sequence[types.Sequence]) -> list[float]:
-        """The reward of each sequence; equal ones get the same to the last bit."""
+    def scored(self, sequences: Sequence[types.Sequence]) -> list[Scored]:
+        """The reward of each sequence, and what of it was not computed for it; equal ones get the same bits."""
         if not sequences:
             return []
-        keys = [(s.ids, tuple(s.reads.items())) for s in sequences]
-        distinct = dict(zip(keys, sequences, strict=True))
-        states = self.engine.run(list(distinct.values()))
-        states_RD = torch.cat([s[self.spec.pooling] for s in states]).to(self.parts.device)
-        rewards = dict(zip(distinct, rewards_of(self.spec, self.parts.head(states_RD)).tolist(), strict=True))
-        return [rewards[key] for key in keys]
+        found = self.engine.run(list(sequences))
+        states_RD = torch.cat([states[self.spec.pooling] for states in found]).to(self.parts.device)
+        values = rewards_of(self.spec, in_tiles(self.parts.head, states_RD)).tolist()
+        return [Scored(value, states.cached_tokens) for value, states in zip(values, found, strict=True)]
 
 
 def _read(row: Any) -> Example | Unscored:
@@ -156,14 +169,16 @@ def _read(row: Any) -> Example | Unscored:
         return Unscored(str(error))
 
 
-def _reward(rendered: Rendered, value: float | Unscored) -> Result:
-    if isinstance(value, Unscored):
-        return value
+def _reward(rendered: Rendered, scored: Scored | Unscored) -> Result:
+    if isinstance(scored, Unscored):
+        return scored
+    value, cached = scored
     if not abs(value) < float("inf"):
         return Unscored(
             f"the model gave {value}, which is no reward; check its weights, or load it with dtype='float32'"
         )
-    return Reward(value, tokens=len(rendered.sequence.ids), truncated=rendered.truncated, flags=rendered.flags)
+    tokens = len(rendered.sequence.ids)
+    return Reward(value, tokens=tokens, cached_tokens=cached, truncated=rendered.truncated, flags=rendered.flags)
 
 
 def as_example(row: Any) -> Example:
@@ -198,9 +213,11 @@ def _answered(prompt: tuple[Message, ...], last: Message, context: Mapping[str, 
     return Example(prompt, last.content, context)
 
 
-def load(path: str | Path, device: str = "auto", dtype: str = "auto", **options: Any) -> LocalModel:
+def load(
+    path: str | Path, device: str = "auto", dtype: str = "auto", deterministic: bool = False, **options: Any
+) -> LocalModel:
     """A reward model from a folder or hub id; see `karat.load`."""
-    return LocalModel(checkpoint.load(path, device, dtype, **options))
+    return LocalModel(checkpoint.load(path, device, dtype, **options), deterministic=deterministic)
 
 
 def golden_values(parts: Parts, examples: Sequence[Example]) -> list[float | None]:

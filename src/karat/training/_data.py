@@ -90,7 +90,7 @@ def prepare(items: Sequence[Any], kind: Kind, renderer: Renderer, over_length: s
             raise BadInput(_wrong_items(item, kind))
     what = f"rendering the {account.name} data"
     with closing(shown(_rendered(items, kind, renderer), len(items), what)) as rendered:
-        rows = [row for item, results in rendered if (row := _row(item, results, kind, over_length, account))]
+        rows = [row for item, results in rendered if (row := _row(item, results, over_length, account))]
     account.used = len(rows)
     return rows
 
@@ -114,20 +114,21 @@ def require(rows: Sequence[Row], account: Account) -> None:
         raise BadInput(f"no row of the {account.name} data can be used: " + "; ".join(account.lines(2)[1:]).strip())
 
 
-def _rendered(items: Sequence[Any], kind: Kind, renderer: Renderer) -> Iterator[tuple[Any, list[Rendered | Unscored]]]:
-    """Each item with its sequences; none where it cannot be learnt from."""
+def _rendered(
+    items: Sequence[Any], kind: Kind, renderer: Renderer
+) -> Iterator[tuple[Any, str | list[Rendered | Unscored]]]:
+    """Each item with its sequences, or why it cannot be learnt from."""
     left = iter(items)
     while chunk := list(islice(left, _CHUNK)):
-        examples = [() if kind.problem_of(item) else kind.examples(item) for item in chunk]
-        results = iter(renderer(e for some in examples for e in some))
-        yield from ((item, list(islice(results, len(some)))) for item, some in zip(chunk, examples, strict=True))
+        found = [kind.problem_of(item) or kind.examples(item) for item in chunk]
+        results = iter(renderer(e for some in found if not isinstance(some, str) for e in some))
+        for item, some in zip(chunk, found, strict=True):
+            yield item, some if isinstance(some, str) else list(islice(results, len(some)))
 
 
-def _row(
-    item: Item, rendered: Sequence[Rendered | Unscored], kind: Kind, over_length: str, account: Account
-) -> Row | None:
-    if problem := kind.problem_of(item):
-        account.dropped.append((item.origin, problem))
+def _row(item: Item, rendered: str | list[Rendered | Unscored], over_length: str, account: Account) -> Row | None:
+    if isinstance(rendered, str):
+        account.dropped.append((item.origin, rendered))
         return None
     for result in rendered:
         if isinstance(result, Unscored):

@@ -50,4 +50,6 @@ def _computed(engine: Engine, sequences: list[types.Sequence]) -> Iterator[tuple
 
 
 def _on_cpu(states: States) -> States:
-    return States({name: tensor.cpu() for name, tensor in states.items()})
+    moved = States({name: tensor.cpu() for name, tensor in states.items()})
+    moved.cached_tokens = states.cached_tokens
+    return moved

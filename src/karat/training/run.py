@@ -21,6 +21,7 @@ from torch import nn
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from karat.engine.base import check
+from karat.engine.probe import choose_forward
 from karat.evaluation import _report
 from karat.evaluation import base as evaluation
 from karat.models import checkpoint, scratch
@@ -216,13 +217,12 @@ class _Run:
         self.config, self.kind, self.parts = config, made, parts
         self.rows, self.held_out, self.work = rows, held_out, work
         local = LocalModel(parts)
-        self.forward: Any = local.engine.forward  # type: ignore[attr-defined]
         if config.method == "frozen":
             sequences = [s for row in (*rows, *held_out) for s in row.sequences]
-            if PartialState().is_main_process:
-                print(f"computing the features of {len(sequences)} answers, once", file=sys.stderr)
-            self.forward = StoredForward(local.engine, sequences)
+            self.forward: Any = StoredForward(local.engine, sequences)
             local = LocalModel(parts, self.forward)
+        else:
+            self.forward = choose_forward(parts.backbone)
         self.local = local
 
     def fit(self, settings: dict[str, Any]) -> list[dict[str, float]]:

@@ -1,0 +1,88 @@
+"""Training over shared prefixes: the states and gradients of rows that share nothing."""
+
+import random
+from functools import partial
+
+import architectures
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from karat.engine import probe
+from karat.engine.packed import PackedForward
+from karat.engine.padded import PaddedForward
+from karat.types import Sequence, Span
+
+
+def batch():
+    chance = random.Random(0)
+    prompts = [[chance.randrange(5, 300) for _ in range(n)] for n in (20, 70)]
+    found = []
+    for number in range(8):
+        ids = tuple(prompts[number % 2] + [chance.randrange(5, 300) for _ in range(chance.randrange(1, 30))])
+        found.append(Sequence(ids, {"last": (len(ids) - 1,), "mean": Span(2, len(ids))}))
+    return found
+
+
+def slopes(model, forward, sequences):
+    states_RD = forward(**forward.collate(sequences))
+    weights = torch.randn(states_RD.shape, generator=torch.Generator().manual_seed(1))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return states_RD.detach(), torch.autograd.grad((states_RD * weights).sum(), trained, allow_unused=True)
+
+
+def assert_alike(model, forward, sequences):
+    (states, found), (wanted_states, wanted) = (slopes(model, f, sequences) for f in (forward, PaddedForward(model)))
+    torch.testing.assert_close(states, wanted_states, rtol=1e-5, atol=1e-5)
+    largest = max(float(w.abs().max()) for w in wanted if w is not None)
+    assert [f is None for f in found] == [w is None for w in wanted]
+    assert max(float((f - w).abs().max()) for f, w in zip(found, wanted, strict=True) if f is not None) < 1e-5 * largest
+
+
+@pytest.mark.parametrize("name", [*architectures.DECODERS, *architectures.ENCODERS])
+def test_states_and_gradients_of_every_architecture(name):
+    model = architectures.build(name)
+    forward = probe.choose_forward(model)
+    assert isinstance(forward, PackedForward)
+    assert_alike(model, forward, batch())
+
+
+@pytest.mark.parametrize("name", architectures.PADDED)
+def test_what_cannot_be_packed_trains_padded(name):
+    assert isinstance(probe.choose_forward(architectures.build(name)), PaddedForward)
+
+
+@pytest.mark.parametrize("name", ["GPT2", "Bert"])
+def test_dropout_stays_with_padded_rows(name):
+    """Answers that share a prompt would share what is dropped."""
+    model = architectures.build(name)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.1
+    assert isinstance(probe.choose_forward(model), PaddedForward)
+
+
+def test_layers_run_again_for_their_gradients():
+    model = architectures.build("Qwen3").train()
+    forward = probe.choose_forward(model)
+    model._set_gradient_checkpointing(gradient_checkpointing_func=partial(checkpoint, **forward.again(None)))
+    assert isinstance(forward, PackedForward)
+    again = slopes(model, forward, batch())
+    model._set_gradient_checkpointing(enable=False)
+    kept = slopes(model, forward, batch())
+    assert torch.equal(again[0], kept[0])
+    assert all(torch.equal(a, b) for a, b in zip(again[1], kept[1], strict=True) if a is not None)
+
+
+def test_rows_are_the_distinct_prefixes():
+    forward = PackedForward(architectures.build("Llama"))
+    sequences = batch()
+    prefixes = {s.ids[:n] for s in sequences for n in range(1, len(s.ids) + 1)}
+    assert len(forward.collate(sequences)["ids_T"]) == len(prefixes)
+
+
+def test_a_merge_that_forgets_the_sums_is_noticed(monkeypatch):
+    """Negative control: parts averaged instead of merged by their log-sum-exp."""
+    model = architectures.build("Llama")
+    monkeypatch.setattr(torch, "logaddexp", lambda a, b: torch.maximum(a, b))
+    assert isinstance(probe.choose_forward(model), PaddedForward)
