@@ -11,7 +11,7 @@ from karat.engine import _native, attention, plan, probe
 from karat.engine.base import EngineError
 from karat.engine.forest import ForestEngine
 from karat.engine.padded import PaddedEngine
-from karat.engine.tree import Tree, order
+from karat.engine.tree import Tree, order, packed
 from karat.types import Sequence, Span
 
 TOLERANCE = 1e-5
@@ -100,7 +100,7 @@ def test_no_token_is_computed_twice(qwen):
     engine, asked = ForestEngine(qwen), sequences()
     tree = Tree()
     for s in asked:
-        tree.insert(s.ids)
+        tree.insert(packed(s.ids))
     distinct = sum(n.stop - n.start for n in tree.nodes())
     found = engine.run(asked)
     assert engine.computed == distinct
@@ -322,7 +322,7 @@ def test_deterministic_without_a_forest_runs_each_alone():
 def test_kernel(dtype, heads, size, how):
     torch.manual_seed(0)
     tree = Tree()
-    ends = [tree.insert(s.ids) for s in sequences(count=6)]
+    ends = [tree.insert(packed(s.ids)) for s in sequences(count=6)]
     at, batch = 0, []
     for node in order(ends):
         node.rows = torch.arange(at, at + node.stop - node.start, dtype=torch.int32).numpy()

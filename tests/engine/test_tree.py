@@ -20,7 +20,7 @@ def whole(end):
 @given(SEQUENCES)
 def test_every_sequence_can_be_read_back(asked):
     tree = Tree()
-    ends = [tree.insert(ids) for ids in asked]
+    ends = [tree.insert(packed(ids)) for ids in asked]
     assert [whole(end) for end in ends] == asked
     prefixes = {ids[:n] for ids in asked for n in range(1, len(ids) + 1)}
     assert sum(node.stop - node.start for node in tree.nodes()) == len(prefixes), "every distinct prefix once"
@@ -30,7 +30,7 @@ def test_every_sequence_can_be_read_back(asked):
 @settings(deadline=None)
 def test_forwards_keep_the_budget_and_compute_nothing_twice(asked, budget):
     tree = Tree()
-    ends = [tree.insert(ids) for ids in asked]
+    ends = [tree.insert(packed(ids)) for ids in asked]
     nodes = order(sorted(ends, key=lambda end: packed(whole(end))))
     wanted = Wanted()
     for end, ids in zip(ends, asked, strict=True):
@@ -64,7 +64,7 @@ def test_forwards_keep_the_budget_and_compute_nothing_twice(asked, budget):
 @given(SEQUENCES, st.sets(st.integers(0, 149)))
 def test_places(asked, positions):
     tree = Tree()
-    ends = [tree.insert(ids) for ids in asked]
+    ends = [tree.insert(packed(ids)) for ids in asked]
     for end, ids in zip(ends, asked, strict=True):
         inside = {p for p in positions if p < len(ids)}
         found = list(places(end, inside))
@@ -75,7 +75,7 @@ def test_places(asked, positions):
 def test_depth_first():
     tree = Tree()
     asked = [(1, 2, 3), (1, 2, 4), (1, 5), (2,), (1, 2, 3, 6)]
-    ends = {ids: tree.insert(ids) for ids in asked}
+    ends = {ids: tree.insert(packed(ids)) for ids in asked}
     found = [whole(node) for node in order(ends[ids] for ids in sorted(asked, key=packed))]
     assert found == [(1,), (1, 2), (1, 2, 3), (1, 2, 3, 6), (1, 2, 4), (1, 5), (2,)]
     assert all(len(a) < len(b) or a[:-1] != b for a, b in pairwise(found))
@@ -84,7 +84,7 @@ def test_depth_first():
 def test_eviction_takes_the_oldest_leaves_and_spares_what_is_needed():
     tree = Tree()
     for number, ids in enumerate([(1, 1, 1), (1, 2, 2), (3, 3, 3), (4, 4, 4)]):
-        node = tree.insert(ids)
+        node = tree.insert(packed(ids))
         node.used = number
         for part in node.path():
             part.used = number

@@ -101,12 +101,13 @@ class ForestEngine:
 
     def _run(self, sequences: list[types.Sequence], budget: int) -> list[States]:
         self._calls += 1
-        ends = [self.tree.insert(s.ids) for s in sequences]
+        tokens = [packed(s.ids) for s in sequences]
+        ends = [self.tree.insert(t) for t in tokens]
         wanted = Wanted()
         for end, sequence in zip(ends, sequences, strict=True):
             wanted.add(end, positions_of(sequence))
         fresh = _fresh(ends)
-        by_tokens = sorted(range(len(ends)), key=lambda i: packed(sequences[i].ids))
+        by_tokens = sorted(range(len(ends)), key=tokens.__getitem__)
         todo = list(pieces(order(ends[i] for i in by_tokens), wanted))
         for piece in todo:
             for node in piece.node.path():

@@ -42,8 +42,9 @@ class PackedForward(nn.Module):
     def collate(self, sequences: list[types.Sequence]) -> dict[str, Tensor]:
         """Tensors for `forward`: ids and positions of the rows, the parts of attention, and the rows of each read."""
         tree: Tree = Tree() if self.causal else Separate()
-        ends = [tree.insert(s.ids) for s in sequences]
-        by_tokens = sorted(range(len(ends)), key=lambda i: packed(sequences[i].ids))
+        tokens = [packed(s.ids) for s in sequences]
+        ends = [tree.insert(t) for t in tokens]
+        by_tokens = sorted(range(len(ends)), key=tokens.__getitem__)
         nodes = order(ends[i] for i in by_tokens)
         firsts = accumulate((n.stop - n.start for n in nodes), initial=0)
         begin = {id(node): first for node, first in zip(nodes, firsts, strict=False)}
