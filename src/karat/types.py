@@ -5,6 +5,7 @@ Nothing here knows about tokens, tensors or files. Units and ranges of every num
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -35,6 +36,30 @@ def nearest(name: str, known: Iterable[str]) -> str:
     words = sorted(known)
     close = difflib.get_close_matches(name, words, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(words)}"
+
+
+_DETAIL = re.compile(r"'[^']*'|\"[^\"]*\"|[-+\d][\d.e+-]*")  # quotations and numbers
+
+
+def grouped(reasons: Iterable[str]) -> dict[str, list[int]]:
+    """The places of reasons that say the same but for numbers and quotations, most first; what differs is `…`.
+
+    >>> grouped(["label 7 is not in 0 to 1", "no text", "label 8 is not in 0 to 1"])
+    {'label … is not in 0 to 1': [0, 2], 'no text': [1]}
+    """
+    places: dict[str, list[int]] = {}
+    texts = list(reasons)
+    for place, text in enumerate(texts):
+        places.setdefault(_DETAIL.sub("…", text), []).append(place)
+    ordered = sorted(places.values(), key=len, reverse=True)
+    return {_shared([texts[place] for place in group]): group for group in ordered}
+
+
+def _shared(texts: list[str]) -> str:
+    """Texts that differ in details alone, as one."""
+    details = list(zip(*map(_DETAIL.findall, texts), strict=True))
+    same = iter(found[0] if len(set(found)) == 1 else "…" for found in details)
+    return _DETAIL.sub(lambda _: next(same), texts[0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,11 @@ from dataclasses import replace
 from importlib.metadata import version
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import toys
-from karat.cli import _tables, base
+from karat.cli import _tables, base, score
 from karat.cli._options import spelled
 from karat.evaluation.base import evaluate
 from karat.types import BadInput, Example, Labelled, Message, Pair, Reward
@@ -72,6 +73,26 @@ def test_train_score_eval_doctor(karat, tmp_path, pairs, model_folder):
     assert code == 0 and "golden scores" in out and "WRONG" not in out
 
 
+def test_reasons_of_unscored_rows_are_counted_on_stderr(karat, tmp_path, model_folder):
+    long = "".join(json.dumps({"prompt": "p" * n, "response": "r"}) + "\n" for n in (600, 700))
+    (tmp_path / "bad.jsonl").write_text(long)
+    (tmp_path / "some.jsonl").write_text(long + '{"prompt": "p", "response": "r", "note": "\\ud83d"}\n')
+    for name, wanted in (("bad", 1), ("some", 0)):
+        data, output = tmp_path / f"{name}.jsonl", tmp_path / f"{name}.parquet"
+        code, out, err = karat("score", model_folder, data)
+        assert code == wanted and "unscored 2: … tokens are more than --max-length 512" in err
+        assert len(out.splitlines()) == 3 - wanted and (wanted or r'"note": "\ud83d"' in out)
+        code, out, err = karat("score", model_folder, data, "--output", output)
+        assert code == wanted and "unscored 2: … tokens are more than" in err
+
+
+def test_many_reasons_are_five_lines(capsys):
+    with pytest.raises(typer.Exit):
+        score._end(False, {f"reason {'x' * i}": 7 - i for i in range(7)})
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 5 and said[-1] == "unscored 6: 3 other reasons, by row"
+
+
 def test_settings_from_yaml_and_options_that_win(karat, tmp_path, pairs, model_folder):
     file = tmp_path / "run.yaml"
     file.write_text(f"kind: bradley_terry\nmodel: {model_folder}\ndata: [{pairs}]\nepochs: 3\nseed: 5\n")
@@ -91,7 +112,9 @@ PATHS = ("--model", "m", "--data", "d", "--output", "o")
         (["score"], 2, "MODEL"),
         (["train", "bradley_terry", "--lerning-rate", "1"], 2, "learning-rate"),
         (["train", "bradley_terry", "--centre", "1"], 2, "center"),
-        (["train", "bradley_terry", "--model", "m"], 2, "give data, output"),
+        (["train", "bradley_terry", "--dta", "d"], 2, "did you mean '--data'?"),
+        (["train", "--config", "nope.yaml"], 1, "there is no file nope.yaml"),
+        (["train", "bradley_terry", "--model", "m"], 2, "give --data, --output"),
         (["train", "bradley_tery", "--model", "m", "--data", "d", "--output", "no/o"], 1, "bradley_terry"),
         (["score", "no-such-folder/x/y", "a.jsonl"], 1, "no folder"),
         (["score", "m", "a.jsonl", "--output", "scores.xlsx"], 1, ".parquet"),

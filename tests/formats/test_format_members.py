@@ -234,7 +234,7 @@ NAN, INF = float("nan"), float("inf")
 
 REFUSED_ROWS = [
     ("preference", TEXTS, {"chosen": None}, "`chosen` is missing"),
-    ("preference", TEXTS, {"rejected": NAN}, "`rejected` is missing"),
+    ("preference", TEXTS, {"rejected": NAN}, "`rejected` is NaN"),
     ("preference", TEXTS, {"prompt": None}, "`prompt` is missing"),
     ("preference", TEXTS, {"chosen": 3}, "`chosen` has to be text or a list of messages, but it is 3"),
     ("preference", TEXTS, {"chosen": []}, "`chosen` and `rejected` have to be both text or both messages"),
@@ -255,7 +255,7 @@ REFUSED_ROWS = [
     ("hh", HUMANS, {"chosen": HH + "\n\nHuman: bye"}, "`chosen` ends with a human turn"),
     ("hh", HUMANS, {"chosen": [USER]}, "`chosen` has to be text, but it is ["),
     ("outcome", ANSWER | {"label": 1}, {"label": None}, "`label` is missing"),
-    ("outcome", ANSWER | {"rating": 1}, {"rating": NAN}, "`rating` is missing"),
+    ("outcome", ANSWER | {"rating": 1}, {"rating": NAN}, "`rating` is NaN"),
     ("outcome", ANSWER | {"rating": 1}, {"rating": -INF}, "`rating` has to be a finite number"),
     ("outcome", ANSWER | {"label": 1}, {"label": 10**400}, "`label` has to be a finite number"),
     ("outcome", ANSWER | {"correct": 1}, {"correct": 2}, "`correct` is 2, but it has to be true, false or a number"),

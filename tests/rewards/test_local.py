@@ -49,9 +49,16 @@ def test_value_is_the_raw_float32_number(local):
 
 
 def test_what_is_no_list_of_texts(local):
-    for responses in ("a single answer", ["a", None], [3]):
+    for responses in ("a single answer", ["a", None], [3], {"a", "b"}, frozenset("a")):
         with pytest.raises(BadInput, match="list"):
             local.score("2+2?", responses)
+    with pytest.raises(BadInput, match="list of texts, but number 2 is 1"):
+        local.score("2+2?", ["a", 1])
+    for rows in ({"prompt": "a", "response": "b"}, "a", Example((), "a"), 5):
+        with pytest.raises(BadInput, match="give a list of rows"):
+            local.score_many(rows)
+    with pytest.raises(BadInput, match="a hub id, but got 5"):
+        karat.load(5)
     for prompt in ([{"role": "user"}], [{"content": "a"}], ["a"]):
         with pytest.raises(BadInput, match="role"):
             local.score(prompt, ["a"])

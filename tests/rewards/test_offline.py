@@ -1,11 +1,13 @@
 """Scoring files: order, resuming after a kill, bad rows, and nothing overwritten."""
 
+import datetime
 import gzip
 import json
 import signal
 import subprocess
 import sys
 import time
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +17,7 @@ import pytest
 import karat
 from karat.rewards import _offline
 from karat.rewards._offline import check_output, score_file, score_rows
-from karat.types import BadInput
+from karat.types import BadInput, Reward
 
 ROWS = [{"id": i, "prompt": f"{i}+{i}?", "response": f"It is {2 * i}." + "!" * (i % 7)} for i in range(23)]
 
@@ -41,7 +43,7 @@ def read(path):
 def test_rows_keep_their_order_and_columns(local, tmp_path, ending, monkeypatch):
     monkeypatch.setattr(_offline, "PART", 5)
     found = score_file(local, jsonl(tmp_path / "d.jsonl", ROWS), tmp_path / f"o{ending}", {})
-    assert found == {"output": str(tmp_path / f"o{ending}"), "rows": 23, "scored": 23}
+    assert found == {"output": str(tmp_path / f"o{ending}"), "rows": 23, "scored": 23, "unscored": {}}
     rows = read(tmp_path / f"o{ending}")
     assert [{k: r[k] for k in ("id", "prompt", "response")} for r in rows] == ROWS
     wanted = [local.score(r["prompt"], [r["response"]])[0] for r in ROWS]
@@ -77,13 +79,87 @@ def test_bad_rows_are_unscored_in_their_places(local, tmp_path):
     assert found[6]["nested"] == {"x": None}
 
 
-def test_dates_pass_through_as_text(local, tmp_path):
-    import datetime
+TYPED = {
+    "day": pa.array([datetime.date(2024, 1, 2), None]),
+    "when": pa.array([datetime.datetime(2024, 1, 2, 3, 4, 5)] * 2, pa.timestamp("ms")),
+    "raw": pa.array([b"\x00\xff", b""]),
+    "price": pa.array([Decimal("1.50"), None]),
+    "small": pa.array([1, None], pa.int8()),
+    "meta": pa.array([{"a": 1}, {"a": 2}]),
+    "words": pa.array([["a"], []], pa.large_list(pa.string())),
+}
 
-    rows = [{**ROWS[0], "day": datetime.date(2024, 1, 2)}]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
+
+def test_columns_keep_their_parquet_types(local, tmp_path, capsys):
+    table = pa.table({"prompt": ["a", "b"], "response": ["c", "d"], **TYPED})
+    pq.write_table(table, tmp_path / "d.parquet")
     score_file(local, str(tmp_path / "d.parquet"), tmp_path / "o.parquet", {})
-    assert read(tmp_path / "o.parquet")[0]["day"] == "2024-01-02"
+    found = pq.read_table(tmp_path / "o.parquet")
+    assert found.select(table.column_names).schema == pq.read_schema(tmp_path / "d.parquet")
+    assert found.select(table.column_names).to_pylist() == table.to_pylist()
+    assert capsys.readouterr().err == ""
+
+
+def test_what_json_has_no_type_for_is_text_in_jsonl(local, tmp_path):
+    pq.write_table(pa.table({"prompt": ["a", "b"], "response": ["c", "d"], **TYPED}), tmp_path / "d.parquet")
+    score_file(local, str(tmp_path / "d.parquet"), tmp_path / "o.jsonl", {})
+    first = read(tmp_path / "o.jsonl")[0]
+    assert (first["day"], first["when"], first["raw"]) == ("2024-01-02", "2024-01-02T03:04:05", "AP8=")
+    assert (first["price"], first["small"], first["meta"]) == ("1.50", 1, {"a": 1})
+
+
+LONE = [{**ROWS[0], "note": "\ud83d"}, {"prompt": "\udfff", "response": "b"}]
+
+
+def test_unpaired_surrogates_stay_escapes_in_jsonl(local, tmp_path):
+    score_file(local, jsonl(tmp_path / "d.jsonl", LONE), tmp_path / "o.jsonl", {})
+    assert [(r.get("note"), r["prompt"]) for r in read(tmp_path / "o.jsonl")] == [("\ud83d", "0+0?"), (None, "\udfff")]
+    assert r'"note": "\ud83d"' in (tmp_path / "o.jsonl").read_text()
+
+
+def test_unpaired_surrogates_are_replaced_in_parquet_and_that_is_said(local, tmp_path, capsys):
+    score_file(local, jsonl(tmp_path / "d.jsonl", LONE), tmp_path / "o.parquet", {})
+    first, second = read(tmp_path / "o.parquet")
+    assert (first["note"], second["prompt"]) == ("\ufffd", "\ufffd")
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and "U+FFFD stands for it in 2 of 2 rows; write .jsonl" in said
+
+
+class Slow:
+    """A model that takes a second for each row, by its own clock."""
+
+    def __init__(self, monkeypatch, stop=10**9):
+        self.now, self.calls, self.stop = 0.0, [], stop
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+    def score_many(self, examples):
+        found = list(examples)
+        if sum(self.calls) + len(found) > self.stop:
+            raise KeyboardInterrupt
+        self.calls.append(len(found))
+        self.now += len(found)
+        return iter([Reward(1.0, tokens=3)] * len(found))
+
+
+def test_a_slow_model_shows_how_far_it_is_and_keeps_what_it_did(tmp_path, monkeypatch, capsys):
+    data, output = jsonl(tmp_path / "d.jsonl", ROWS * 10), tmp_path / "o.jsonl"
+    slow = Slow(monkeypatch, stop=100)
+    with pytest.raises(KeyboardInterrupt):
+        score_file(slow, data, output, {})
+    assert slow.calls == [16, 32, 16, 32]  # a part each 30 seconds
+    assert "scored 16/230  1.0/s  214 s left" in capsys.readouterr().err
+    slow = Slow(monkeypatch)
+    assert score_file(slow, data, output, {})["scored"] == 230
+    err = capsys.readouterr().err
+    assert sum(slow.calls) == 230 - 96
+    assert "going on: 96 of 230 rows are scored already" in err and "scored 112/230  1.0/s  118 s left" in err
+
+
+def test_why_rows_are_unscored_is_counted(local, tmp_path):
+    bad = [{"prompt": "a" * n, "response": "b"} for n in (600, 700)] + [{"prompt": "a", "response": 3}]
+    found = score_file(local, jsonl(tmp_path / "d.jsonl", bad), tmp_path / "o.jsonl", {})
+    assert found["scored"] == 0 and list(found["unscored"].values()) == [2, 1]
+    assert next(iter(found["unscored"])).startswith("… tokens are more than max_length=512")
 
 
 def test_a_first_row_that_is_bad_does_not_decide_the_columns(local, tmp_path):
@@ -200,6 +276,6 @@ def test_columns_of_several_types_and_without_values_end_in_parquet(local, tmp_p
     assert table.column("id").to_pylist() == ["a", "2", str(2**70)]
     assert table.column("more").to_pylist() == [None, '{"x": 1}', '{"y": "z"}']
     assert [json.loads(v) for v in table.column("tags").to_pylist()] == [r["tags"] for r in MIXED]
-    assert "values of id, tags, chat have no common Parquet type, or none at all," in capsys.readouterr().err
+    assert "values of id, more, tags, chat have no common Parquet type, or none at all," in capsys.readouterr().err
     types = [table.schema.field(name).type for name in _offline.COLUMNS]
     assert types == [pa.float64(), pa.string(), pa.int64(), pa.bool_(), pa.list_(pa.string())]

@@ -87,7 +87,25 @@ def test_a_held_out_share_that_cannot_be_used_does_not_end_training(model_folder
     data = kit.write(tmp_path / "d.jsonl", rows)
     trained = kit.train(tmp_path, model_folder, data, eval="0.02", spec={"max_length": 100})
     assert trained.result is None and trained.accounts[1].used == 0
-    assert "not evaluated: no rows are held out" in capsys.readouterr().err
+    assert "not evaluated: the one held-out row was dropped" in capsys.readouterr().err
+
+
+def test_reasons_that_differ_in_a_value_are_one_group(model_folder, tmp_path, capsys):
+    rows = [{"prompt": f"{i}?", "response": "a", "label": float(i)} for i in range(40)]
+    data = kit.write(tmp_path / "l.jsonl", rows)
+    trained = kit.train(tmp_path, model_folder, data, kind="outcome")
+    err = capsys.readouterr().err
+    mend = "scale the labels, or learn ratings with --objective mse"
+    assert f"dropped 38: label … is not in 0 to 1; {mend} ({data}:3," in err
+    assert err.count("dropped") == 1 and "label 7 is not in 0 to 1" in listed(trained)["train", 8, "dropped"]
+
+
+def test_held_out_rows_that_were_all_dropped_are_not_called_none(model_folder, tmp_path, capsys):
+    rows = [*GOOD[:4], *({**LONG, "prompt": f"{i}{'p' * 300}"} for i in range(36))]
+    data = kit.write(tmp_path / "d.jsonl", rows)
+    trained = kit.train(tmp_path, model_folder, data, spec={"max_length": 100}, eval="0.1")
+    assert trained.result is None
+    assert "not evaluated: all 4 held-out rows were dropped" in capsys.readouterr().err
 
 
 def test_eval_files_that_cannot_be_used_are_an_error(model_folder, tmp_path):

@@ -49,7 +49,7 @@ def test_yaml(tmp_path, content):
     (tmp_path / "run.yaml").write_bytes(content)
     with pytest.raises(BadInput, match="setting: value"):
         read_yaml(tmp_path / "run.yaml")
-    with pytest.raises(BadInput, match="cannot be read as YAML"):
+    with pytest.raises(BadInput, match=r"there is no file .*none\.yaml; give a YAML file"):
         read_yaml(tmp_path / "none.yaml")
 
 
@@ -127,8 +127,36 @@ def test_output_cannot_be_written(model_folder, tmp_path):
 
 def test_one_prompt_cannot_be_split(model_folder, tmp_path):
     data = kit.write(tmp_path / "d.jsonl", [{"prompt": "p", "chosen": f"{i}", "rejected": "x"} for i in range(4)])
-    with pytest.raises(BadInput, match="1 distinct prompts cannot be split"):
+    with pytest.raises(BadInput, match=r"1 distinct prompt cannot be split; .* hold out nothing with eval=0"):
         kit.train(tmp_path, model_folder, data, eval="0.5")
+
+
+def test_pairs_of_equal_answers_are_told_before_their_prompts_are_counted(model_folder, tmp_path):
+    data = kit.write(tmp_path / "d.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "a"}] * 3)
+    with pytest.raises(BadInput, match="no row of the train data can be used: dropped 3: its answers are the same"):
+        kit.train(tmp_path, model_folder, data, eval="0.5")
+
+
+def test_a_held_out_loss_that_is_no_number_ends_training(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(run._Run, "_judge", lambda self: {"loss": float("nan")})
+    with pytest.raises(BadInput, match=r"training diverged: the held-out loss is nan at step 1; use a learning_rate"):
+        kit.train(tmp_path, model_folder, kit.pairs(tmp_path), eval="0.2")
+    assert not (tmp_path / "out").exists()
+
+
+def test_golden_inputs_that_score_no_number_are_divergence(tmp_path, monkeypatch):
+    """They were found when the checkpoint was loaded again, and blamed on it."""
+    values = run.LocalModel.values
+    golden = run.checkpoint.GOLDEN[0][1]
+
+    def broken(self, sequences):
+        texts = [self.parts.tokenizer.decode(list(s.ids)) for s in sequences]
+        return [float("nan") if golden in t else v for t, v in zip(texts, values(self, sequences), strict=True)]
+
+    monkeypatch.setattr(run.LocalModel, "values", broken)
+    with pytest.raises(BadInput, match="training diverged: the rewards are no numbers at step 2"):
+        kit.train(tmp_path, toys.save(tmp_path / "model"), kit.pairs(tmp_path, 16))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_loss_that_is_no_number_ends_training_and_is_not_saved(tmp_path, monkeypatch):

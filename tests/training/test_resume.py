@@ -65,6 +65,7 @@ def test_stopped_run_lands_where_the_other_does(model_folder, tmp_path, stop_at,
     assert not (tmp_path / "a" / "out").exists() and (tmp_path / "a" / "out.partial" / f"checkpoint-{step}").is_dir()
     monkeypatch.undo()
     resumed = kit.train(tmp_path / "a", model_folder, data, **settings)
+    assert f"going on after step {step} of " in capfd.readouterr().err
     assert_same(resumed, kit.train(tmp_path / "b", model_folder, data, **settings), method)
     assert not (tmp_path / "a" / "out.partial").exists()
 

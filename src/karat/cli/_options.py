@@ -66,7 +66,7 @@ def extra(context: typer.Context, known: Collection[str]) -> dict[str, Any]:
             from karat.types import nearest
 
             own = {str(parameter.name) for parameter in context.command.params}
-            hint = nearest(name, own | set(known)).replace("_", "-")
+            hint = nearest(name, own | set(known)).replace("_", "-").replace("mean '", "mean '--")
             raise typer.BadParameter(f"no option {word.partition('=')[0]}{hint}")
         if not equals:
             value = words.pop(0) if words and not words[0].startswith("--") else "true"
@@ -95,7 +95,7 @@ def spec_fields() -> set[str]:
     return ({*RewardSpec.model_fields, *Render.model_fields}) - kept
 
 
-_OWN = {"batch_size", "method"}  # karat's settings that messages give a value to
+_OWN = {"batch_size", "method", "eval"}  # karat's settings that messages give a value to
 # A word by itself, as train_layout=chat.jsonl is a file.
 _SETTING = re.compile(r"""(?<![^\s(])(\w+)=(["']?)([\w-]+(?:\.\d+)?)\2(?![\w/=-]|\.\w)""")
 

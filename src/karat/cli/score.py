@@ -5,8 +5,10 @@ from pathlib import Path
 import typer
 
 from karat.cli import _options
+from karat.types import grouped
 
 SETTINGS = _options.OPEN
+_LINES = 5  # of reasons
 
 
 def command(
@@ -20,12 +22,14 @@ def command(
 ) -> None:
     """Score answers; rows keep their order and columns, and the same command goes on where a killed one stopped.
 
-    Adds the columns reward, unscored (why there is none), tokens, truncated and flags. Further options are the
+    Adds the columns reward, unscored (why there is none), tokens, truncated and flags. The exit code is 1 where no
+    row could be scored. Further options are the
     spec's (--max-length, --over-length cut_prompt, --layout, --pooling, --activation, …).
     """
     import json
 
     from karat import load
+    from karat.formats.base import json_line
     from karat.rewards import _offline
 
     options = _options.extra(context, _options.spec_fields())
@@ -33,8 +37,29 @@ def command(
         _offline.check_output(output)
     rm = load(model, device=device, dtype=dtype, **options)
     if output is None:
+        scored, unscored = False, []
         for row in _offline.score_rows(rm, data):
-            print(json.dumps(row, ensure_ascii=False))
+            print(json_line(row))
+            if row["reward"] is None:
+                unscored.append(row["unscored"])
+            else:
+                scored = True
+        _end(scored, {reason: len(places) for reason, places in grouped(unscored).items()})
         return
     found = _offline.score_file(rm, data, output, {"model": model, **options})
     print(json.dumps(found) if as_json else f"scored {found['scored']} of {found['rows']} rows to {output}")
+    _end(found["scored"] > 0, found["unscored"])
+
+
+def _end(scored: bool, unscored: dict[str, int]) -> None:
+    """Say on stderr why rows have no reward; a file without any reward is a failure."""
+    import sys
+
+    listed = list(unscored.items())
+    shown = listed if len(listed) <= _LINES else listed[: _LINES - 1]
+    for reason, count in shown:
+        print(f"unscored {count}: {_options.spelled(reason)}", file=sys.stderr)
+    if rest := listed[len(shown) :]:
+        print(f"unscored {sum(count for _, count in rest)}: {len(rest)} other reasons, by row", file=sys.stderr)
+    if not scored:
+        raise typer.Exit(1)

@@ -46,7 +46,8 @@ def command(
     fields |= {name: value for name, value in given.items() if value not in (None, [])}
     _add_extra(fields, context)
     if missing := [name for name in ("kind", "model", "data", "output") if name not in fields]:
-        raise typer.BadParameter(f"give {', '.join(missing)}, here or in --config")
+        options = ["KIND" if name == "kind" else f"--{name}" for name in missing]
+        raise typer.BadParameter(f"give {', '.join(options)}, here or in --config")
     made = TrainConfig.make(**fields)
     from karat.training import run
 

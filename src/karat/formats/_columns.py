@@ -12,6 +12,19 @@ _OTHERS = ("content", "contexts")  # as near as a slip to `context`, but other c
 _UNSUPPORTED = ("tools", "chat_template_kwargs")  # columns of TRL that change how a prompt is rendered
 
 
+class Missing(BadInput):
+    """A column, or each of several of which one is needed, has no value."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__(f"{_either(names)} is missing")
+        self.names = names
+
+
+def is_nan(value: Any) -> bool:
+    """Whether a number, or a cell of a table, says NaN."""
+    return isinstance(value, float | Cell) and str(value).strip().lower() == "nan"
+
+
 def unsupported(row: Mapping[str, Any]) -> None:
     """Refuses a row with a column that would change its meaning and that karat does not read yet."""
     for name in _UNSUPPORTED:
@@ -75,7 +88,7 @@ def present(row: Mapping[str, Any], name: str) -> Any:
     """The value of a column; raises BadInput if it is missing."""
     value = row.get(name)
     if value is None:
-        raise BadInput(f"`{name}` is missing")
+        raise Missing(name)
     return value
 
 
@@ -86,7 +99,7 @@ def only(row: Mapping[str, Any], names: Iterable[str]) -> str:
         raise BadInput(f"`{found[0]}` and `{found[1]}` both have a value; keep the one that is meant")
     if not found:
         given = [name for name in names if name in row]
-        raise BadInput(f"{_either(given or names)} is missing")
+        raise Missing(*(given or names))
     return found[0]
 
 
@@ -116,7 +129,7 @@ def number(row: Mapping[str, Any], name: str, default: float | None = None) -> f
     if _is_missing_number(value) and default is not None:
         return default
     if _is_missing_number(value):
-        raise BadInput(f"`{name}` is missing")
+        raise Missing(name)
     return as_number(value, name)
 
 

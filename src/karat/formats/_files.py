@@ -1,6 +1,8 @@
 """Rows from files and rows to files; knows JSON, JSONL, CSV, Parquet and gzip, and nothing of what a row means."""
 
+import base64
 import csv
+import datetime
 import difflib
 import gzip
 import io
@@ -13,6 +15,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
@@ -34,15 +37,13 @@ class Cell(str):
 def read_rows(path: str) -> Iterator[Numbered]:
     """The rows of a file, or of a dataset `owner/name[:split]` of the hub if there is no such file.
 
-    Cells that are NaN come as None.
-
     Raises:
         BadInput: it cannot be read, has no rows, or a row is no object.
     """
     empty = True
     for number, row in _reader(path)(path):
         empty = False
-        yield number, {column: None if _is_nan(value) else value for column, value in row.items()}
+        yield number, row
     if empty:
         raise BadInput(f"{path} has no rows; give a file with at least one")
 
@@ -75,8 +76,18 @@ def _nearest_file(path: str) -> str:
     return "; check the path" if beside else f"; there is nothing in {folder}"
 
 
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+def without_nan(row: Row) -> Row:
+    """The row with None for each number that is NaN, which is how tables say that a value is missing."""
+    return {column: None if isinstance(v, float) and math.isnan(v) else v for column, v in row.items()}
+
+
+def parquet_types(path: str) -> dict[str, Any]:
+    """The Arrow type of each column of a Parquet file; none for any other kind."""
+    import pyarrow.parquet as pq
+
+    if _kind(path) != ".parquet" or not os.path.isfile(path):
+        return {}
+    return {field.name: field.type for field in pq.read_schema(path)}
 
 
 # Reading
@@ -236,7 +247,7 @@ def write_rows(rows: Iterable[Row], path: str, like: Row | None = None) -> int:
     Args:
         rows: what to write.
         path: where to.
-        like: values that fix the types of their columns in Parquet, whatever the rows hold.
+        like: values, or Arrow types, that fix the types of their columns in Parquet, whatever the rows hold.
 
     Raises:
         BadInput: there are no rows, the kind cannot hold one, or the file cannot be written.
@@ -249,6 +260,33 @@ def write_rows(rows: Iterable[Row], path: str, like: Row | None = None) -> int:
         if count == 0:
             raise BadInput(f"there are no rows to write to {path}; a data file has at least one")
     return count
+
+
+def write_lines(lines: Iterable[str], path: str) -> None:
+    """Writes lines of text to a file, whole or not at all; gzipped if its name ends in .gz.
+
+    Raises:
+        BadInput: the file cannot be written.
+    """
+    with _replacing(path) as file:
+        file.writelines(line.encode("utf-8") + b"\n" for line in lines)
+
+
+def json_line(value: Any) -> str:
+    """A value as one line of JSON; an unpaired surrogate, which UTF-8 cannot hold, stays an escape as it was read."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_as_json)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _as_json(value: Any) -> str:
+    """What JSON has no type for, as text: dates and times in ISO 8601, binaries in base64, decimals by their digits."""
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, Decimal | datetime.timedelta):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is no type of JSON")
 
 
 @contextmanager
@@ -273,7 +311,7 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
 
 def _json_text(value: Any, number: int) -> str:
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_as_json)
         text.encode("utf-8")
     except (ValueError, TypeError, RecursionError) as error:
         raise BadInput(f"item {number} cannot be written as JSON ({_brief(error)}); use JSON's values only") from error
@@ -323,7 +361,7 @@ def _write_parquet(rows: Iterable[Row], file: BinaryIO, like: Row) -> int:
     import pyarrow.parquet as pq
 
     table = list(rows)
-    columns = {name: [_arrow_value(row.get(name), n) for n, row in enumerate(table, 1)] for name in _columns(table)}
+    columns = {name: [_checked(row.get(name), n) for n, row in enumerate(table, 1)] for name in _columns(table)}
     arrays = {name: _array(values, like.get(name)) for name, values in columns.items()}
     mixed = [name for name, array in arrays.items() if array is None]
     if mixed:
@@ -340,10 +378,10 @@ def _write_parquet(rows: Iterable[Row], file: BinaryIO, like: Row) -> int:
     return len(table)
 
 
-def _arrow_value(value: Any, number: int) -> Any:
-    """Mappings as JSON text: the rows of an Arrow struct would share one set of keys."""
-    text = _json_text(value, number)
-    return text if isinstance(value, dict) else value
+def _checked(value: Any, number: int) -> Any:
+    """The value, if JSON could hold it; raises BadInput otherwise."""
+    _json_text(value, number)
+    return value
 
 
 def _array(values: list[Any], like: Any) -> Any:
@@ -352,11 +390,13 @@ def _array(values: list[Any], like: Any) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        array = pa.array(values, None if like is None else pa.infer_type([like]))
+        array = pa.array(values, like if like is None or isinstance(like, pa.DataType) else pa.infer_type([like]))
         pq.write_table(pa.table({"": array[:0]}), pa.BufferOutputStream())  # Parquet has no empty structs
     except (pa.ArrowException, OverflowError):  # the latter for integers of more than 64 bits
         return None
-    return array
+    # The rows of a struct share one set of keys: mappings with other keys would come back with more than they had.
+    kept = like is not None or not any(isinstance(v, dict) for v in values) or array.to_pylist() == values
+    return array if kept else None
 
 
 def _as_text(value: Any, number: int) -> str | None:

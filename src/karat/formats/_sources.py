@@ -164,7 +164,10 @@ def _held_out(keys: set[str], fraction: float, seed: int) -> set[str]:
     if fraction == 0.0:
         return set()
     if len(keys) < 2:
-        raise BadInput(f"{len(keys)} distinct prompts cannot be split; give a file to evaluate on or hold out nothing")
+        raise BadInput(
+            f"{len(keys)} distinct prompt{'s' * (len(keys) != 1)} cannot be split; give a file to evaluate on, or hold"
+            " out nothing with eval=0"
+        )
     count = min(max(math.floor(fraction * len(keys) + 0.5), 1), len(keys) - 1)
     return set(sorted(keys, key=lambda key: (_draw(key, seed), key))[:count])
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, cast
 
 from karat import members
-from karat.formats._columns import renames, slip, unsupported
-from karat.formats._files import Row, read_rows, write_rows
+from karat.formats._columns import Missing, is_nan, renames, slip, unsupported
+from karat.formats._files import Row, json_line, parquet_types, read_rows, without_nan, write_lines, write_rows
 from karat.formats._sources import Source, mix, parse_source, prompt_key, select, split_by_prompt
 from karat.types import BadInput, Example, Item
 
@@ -25,16 +25,19 @@ __all__ = [
     "describe",
     "detect",
     "get",
+    "json_line",
     "known_columns",
     "load",
     "mix",
     "names",
+    "parquet_types",
     "parse_source",
     "prompt_key",
     "rows",
     "split_by_prompt",
     "unsupported",
     "write",
+    "write_lines",
     "write_rows",
 ]
 
@@ -155,8 +158,8 @@ def load(source: Source | str | os.PathLike[str], format: str | None = None) -> 
     source = source if isinstance(source, Source) else parse_source(os.fspath(source))
     if format is not None:
         get(format)
-    selected = rows(source)
-    sample = _sample(row for _, row in selected)
+    selected = select(read_rows(source.path), source)
+    sample = _sample(without_nan(row) for _, row in selected)
     name = detect(sample, source.path) if format is None else format
     _check_spelling(list(sample), name, source.path)
     items, problems = _read(get(name), selected, list(sample), source.path)
@@ -183,13 +186,13 @@ def _wanted(format: Format, columns: Sequence[str]) -> tuple[str, ...]:
 
 
 def rows(source: Source | str | os.PathLike[str]) -> list[tuple[int, Row]]:
-    """The selected rows of a source as they stand, each with its line or row number.
+    """The selected rows of a source as they stand, each with its line or row number; None where a number is NaN.
 
     Raises:
         BadInput: the file cannot be read or holds no rows.
     """
     source = source if isinstance(source, Source) else parse_source(os.fspath(source))
-    return select(read_rows(source.path), source)
+    return [(number, without_nan(row)) for number, row in select(read_rows(source.path), source)]
 
 
 def _sample(rows: Iterable[Row]) -> Row:
@@ -208,10 +211,13 @@ def _read(
     items: list[Entry] = []
     problems: list[Problem] = []
     for number, row in rows:
-        origin = f"{path}:{number}"
+        origin, clean = f"{path}:{number}", without_nan(row)
         try:
             unsupported(row)
-            items += format.read({column: row.get(column) for column in columns}, origin)
+            items += format.read({column: clean.get(column) for column in columns}, origin)
+        except Missing as error:
+            nan = [name for name in error.names if is_nan(row.get(name))]
+            problems.append(Problem(origin, f"`{nan[0]}` is NaN, which is no value" if nan else str(error)))
         except BadInput as error:
             problems.append(Problem(origin, str(error).removeprefix(f"{origin}: ")))
     return items, problems

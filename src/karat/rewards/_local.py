@@ -1,6 +1,6 @@
 """The one pipeline from text to reward: render → engine → head → activation → output. Training uses its first half."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,11 +86,12 @@ class LocalModel:
 
     def score(self, prompt: Prompt, responses: Sequence[str], *, strict: bool = False) -> list[Result]:
         """One result per response, in order."""
-        if isinstance(responses, str | Mapping) or not isinstance(responses, Iterable):
-            raise BadInput("responses has to be a list of texts; put a single answer into a list")
+        if isinstance(responses, str | Mapping | Set) or not isinstance(responses, Iterable):
+            raise BadInput("responses has to be a list of texts, which has an order; put a single answer into a list")
         responses = list(responses)
-        if not all(isinstance(r, str) for r in responses):
-            raise BadInput("responses has to be a list of texts; one of them is none")
+        for number, response in enumerate(responses, 1):
+            if not isinstance(response, str):
+                raise BadInput(f"responses has to be a list of texts, but number {number} is {response!r:.80}")
         messages = as_messages(prompt)
         return list(self.score_many([Example(messages, r) for r in responses], strict=strict))
 
@@ -98,8 +99,15 @@ class LocalModel:
         """One result per example, in order. An example is an `Example` or a row as `karat score` reads it.
 
         What is neither is unscored, like an answer that cannot be scored: the others keep their places.
+
+        Raises:
+            BadInput: it is one row, and no list of them.
         """
-        rows = iter(examples)
+        if isinstance(examples, str | Mapping | Example) or not isinstance(examples, Iterable):
+            raise BadInput(f"give a list of rows; this is {examples!r:.80}, so put it into a list if it is a row")
+        return self._score_many(iter(examples), strict)
+
+    def _score_many(self, rows: Iterator[Any], strict: bool) -> Iterator[Result]:
         while chunk := list(islice(rows, CHUNK)):
             for result in self._score(chunk):
                 if strict and isinstance(result, Unscored):
@@ -217,6 +225,8 @@ def load(
     path: str | Path, device: str = "auto", dtype: str = "auto", deterministic: bool = False, **options: Any
 ) -> LocalModel:
     """A reward model from a folder or hub id; see `karat.load`."""
+    if not isinstance(path, str | Path):
+        raise BadInput(f"a model is the path of a folder or a hub id, but got {path!r:.80}")
     return LocalModel(checkpoint.load(path, device, dtype, **options), deterministic=deterministic)
 
 

@@ -1,11 +1,16 @@
 """Scoring a file: rows in their order, in parts that survive a kill, put together when all are there."""
 
+import datetime
 import hashlib
 import json
 import math
+import re
 import shutil
-from collections.abc import Iterator
-from itertools import islice
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +18,15 @@ from karat.formats import base as formats
 from karat.formats._columns import renames, unsupported
 from karat.progress import track
 from karat.rewards.base import RewardModel
-from karat.types import BadInput, Example, Result, Unscored
+from karat.types import BadInput, Example, Result, Unscored, grouped
 
-PART = 1000  # rows of a part: what a kill can lose
+PART, SECONDS = 4000, 30.0  # rows of a part at most, and how long one is worked on: what a kill can lose
+FIRST, CHUNK = 16, 512  # rows scored together: few at first, so that a slow model shows how fast it is
 # What scoring adds; the values give the columns their types, even where all rows of a file are unscored.
 RESULT = {"reward": 0.0, "unscored": "", "tokens": 0, "truncated": False, "flags": [""]}
 COLUMNS = tuple(RESULT)
+_PLAIN = (bool, int, bytes, Decimal, datetime.date, datetime.time, datetime.timedelta)
+_HALF = re.compile("[\ud800-\udfff]")
 _ENDINGS = (".parquet", ".jsonl", ".jsonl.gz")
 
 
@@ -33,12 +41,14 @@ def check_output(output: Path) -> None:
 
 
 def score_rows(model: RewardModel, data: str) -> Iterator[dict[str, Any]]:
-    """Each row of the data with what its answer scored.
+    """Each row of the data with what its answer scored, as JSON can hold it.
 
     Raises:
         BadInput: no rows, or columns that hold no answers.
     """
-    return _score(model, _rows_of(data), formats.parse_source(data).path)
+    rows, path = _rows_of(data), formats.parse_source(data).path
+    found = chain.from_iterable(_scored(model, _examples(rows, path)))
+    return ({**_writable(row), **columns} for (_, row), columns in zip(rows, found, strict=True))
 
 
 def _rows_of(data: str) -> list[tuple[int, dict[str, Any]]]:
@@ -47,14 +57,8 @@ def _rows_of(data: str) -> list[tuple[int, dict[str, Any]]]:
     return rows
 
 
-def _score(model: RewardModel, rows: list[tuple[int, dict[str, Any]]], path: str) -> Iterator[dict[str, Any]]:
-    read = (_example(row, f"{path}:{number}") for number, row in rows)
-    for (_, row), result in zip(rows, _scored(model, read), strict=True):
-        yield {**_writable(row), **_columns(result)}
-
-
 def score_file(model: RewardModel, data: str, output: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Score a data file into `output`; how many rows there were and how many were scored.
+    """Score a data file into `output`; how many rows there were, how many were scored, and why the others were not.
 
     A call with the same arguments goes on with the parts that a killed one left in `OUTPUT.parts`.
 
@@ -67,22 +71,51 @@ def score_file(model: RewardModel, data: str, output: Path, settings: dict[str, 
     _claim(
         parts, {"data": data, **settings, "content": _fingerprint(path), "scorer": getattr(model, "fingerprint", "")}
     )
-    done = sorted(parts.glob("part-*.jsonl"))
-    start = sum(_count(part) for part in done)
-    left = len(numbered) - start
-    rows = track(_score(model, numbered[start:], path), left, "scored")
-    for number in range(len(done), 10**9):
-        if not (part := list(islice(rows, PART))):
-            break
-        formats.write_rows(part, str(parts / f"part-{number:08d}.jsonl"))
-    return _put_together(parts, output)
+    _score_rest(model, numbered, path, parts)
+    return _put_together([row for _, row in numbered], formats.parquet_types(path), parts, output)
 
 
-def _scored(model: RewardModel, read: Iterator[Example | Unscored]) -> Iterator[Result]:
-    """Results in order, of which unreadable rows never reach the model."""
-    while chunk := list(islice(read, PART)):
+def _score_rest(model: RewardModel, rows: list[tuple[int, dict[str, Any]]], path: str, parts: Path) -> None:
+    """Score the rows that no part holds yet, into further parts."""
+    there = sorted(parts.glob("part-*.jsonl"))
+    before = sum(_count(part) for part in there)
+    if before:
+        print(f"going on: {before} of {len(rows)} rows are scored already", file=sys.stderr)
+    sizes = _write_parts(model, _examples(rows[before:], path), parts, len(there))
+    for _ in track(sizes, len(rows), "scored", before, int):
+        pass
+
+
+def _write_parts(model: RewardModel, read: Iterator[Example | Unscored], parts: Path, number: int) -> Iterator[int]:
+    """Score everything into parts from `number` on; the rows of each chunk, as soon as it is scored.
+
+    Every part starts with small chunks: a run that goes on computes them as one that was not stopped.
+    """
+    while True:
+        part: list[dict[str, Any]] = []
+        end = time.monotonic() + SECONDS
+        for chunk in _scored(model, islice(read, PART)):
+            part += chunk
+            yield len(chunk)
+            if time.monotonic() > end:
+                break
+        if not part:
+            return
+        formats.write_lines(map(formats.json_line, part), str(parts / f"part-{number:08d}.jsonl"))
+        number += 1
+
+
+def _examples(rows: Iterable[tuple[int, dict[str, Any]]], path: str) -> Iterator[Example | Unscored]:
+    return (_example(row, f"{path}:{number}") for number, row in rows)
+
+
+def _scored(model: RewardModel, read: Iterator[Example | Unscored]) -> Iterator[list[dict[str, Any]]]:
+    """Chunk by chunk what the rows get, in order; unreadable ones never reach the model."""
+    size = FIRST
+    while chunk := list(islice(read, size)):
         results = model.score_many(e for e in chunk if isinstance(e, Example))
-        yield from (next(results) if isinstance(e, Example) else e for e in chunk)
+        yield [_columns(next(results) if isinstance(e, Example) else e) for e in chunk]
+        size = min(2 * size, CHUNK)
 
 
 def _example(row: dict[str, Any], origin: str) -> Example | Unscored:
@@ -106,17 +139,25 @@ def _check_columns(columns: set[str], path: str) -> None:
         raise BadInput(f"{path} already has a column {taken[0]!r}, which scoring would overwrite; rename it")
 
 
-def _writable(value: Any) -> Any:
-    """A value as JSON can hold it: no unpaired surrogates, NaN or dates. Answers with surrogates are unscored."""
+def _writable(value: Any, text: Callable[[str], str] = str) -> Any:
+    """A value that files can hold: numbers that are not finite are None, and what has no type of a file is text.
+
+    `text` is what becomes of each text in it.
+    """
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode("utf-8")
+        return text(str(value))
     if isinstance(value, dict):
-        return {_writable(str(name)): _writable(part) for name, part in value.items()}
+        return {text(str(name)): _writable(part, text) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_writable(part) for part in value]
+        return type(value)(_writable(part, text) for part in value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int) else str(value)
+    return value if value is None or isinstance(value, _PLAIN) else str(value)
+
+
+def _whole(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair, which is no character."""
+    return _HALF.sub("\ufffd", text)
 
 
 def _columns(result: Result) -> dict[str, Any]:
@@ -159,17 +200,39 @@ def _count(part: Path) -> int:
         return sum(1 for _ in lines)
 
 
-def _rows(parts: Path) -> Iterator[dict[str, Any]]:
+def _results(parts: Path) -> Iterator[dict[str, Any]]:
     for part in sorted(parts.glob("part-*.jsonl")):
         with part.open(encoding="utf-8") as lines:
             yield from map(json.loads, lines)
 
 
-def _put_together(parts: Path, output: Path) -> dict[str, Any]:
-    scored = rows = 0
-    for row in _rows(parts):
-        rows += 1
-        scored += row["reward"] is not None
-    formats.write_rows(_rows(parts), str(output), RESULT)
+def _put_together(rows: list[dict[str, Any]], types: dict[str, Any], parts: Path, output: Path) -> dict[str, Any]:
+    reasons = [found["unscored"] for found in _results(parts) if found["reward"] is None]
+    if output.suffix == ".parquet":
+        joined = _joined(_whole_rows(rows, output), parts)
+        formats.write_rows(joined, str(output), {**types, **RESULT})
+    else:
+        formats.write_lines(map(formats.json_line, _joined(map(_writable, rows), parts)), str(output))
     shutil.rmtree(parts)
-    return {"output": str(output), "rows": rows, "scored": scored}
+    return {
+        "output": str(output),
+        "rows": len(rows),
+        "scored": len(rows) - len(reasons),
+        "unscored": {reason: len(places) for reason, places in grouped(reasons).items()},
+    }
+
+
+def _joined(rows: Iterable[dict[str, Any]], parts: Path) -> Iterator[dict[str, Any]]:
+    return ({**row, **found} for row, found in zip(rows, _results(parts), strict=True))
+
+
+def _whole_rows(rows: list[dict[str, Any]], output: Path) -> list[dict[str, Any]]:
+    """Rows for a file that holds characters only; says on stderr if that takes something away."""
+    whole = [_writable(row, _whole) for row in rows]
+    if changed := sum(one != _writable(row) for one, row in zip(whole, rows, strict=True)):
+        print(
+            f"karat: {output} cannot hold half of a surrogate pair, so U+FFFD stands for it in {changed} of"
+            f" {len(rows)} rows; write .jsonl to keep it",
+            file=sys.stderr,
+        )
+    return whole

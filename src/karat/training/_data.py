@@ -1,10 +1,9 @@
 """Files → rows that a kind can learn from, with an account of every row that was dropped, cut or tied."""
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from karat.models.render import Rendered, Renderer
 from karat.rewards.base import Kind
 from karat.training._progress import shown
 from karat.training.config import TrainConfig
-from karat.types import BadInput, Item, Pair, Unscored
+from karat.types import BadInput, Item, Pair, Unscored, grouped
 
+_SAME = "its answers are the same tokens, so it prefers none"
 _CHUNK = 64  # items that are rendered together: a quarter faster than one by one
 
 
@@ -43,8 +43,8 @@ class Account:
         """The account for people: counts by reason, and the first rows of each."""
         out = [f"{self.name}: {self.used} rows used"]
         for word, listed in (("dropped", self.dropped), ("cut", self.cut), ("tied", self.tied)):
-            for reason, count in Counter(reason for _, reason in listed).most_common():
-                where = [origin for origin, r in listed if r == reason]
+            for reason, places in grouped(reason for _, reason in listed).items():
+                where, count = [listed[place][0] for place in places], len(places)
                 more = f", … {count - most} more" if count > most else ""
                 out.append(f"  {word} {count}: {reason} ({', '.join(where[:most])}{more})")
         return out
@@ -67,10 +67,18 @@ def read_both(config: TrainConfig) -> tuple[tuple[list[Any], Account], tuple[lis
     if not (share := config.held_out_share):
         rest, rest_account = _load(config.eval_files, "eval", config.format)
         return (mix(parts, config.seed), account), (mix(rest, config.seed), rest_account)
-    train, held_out = split_by_prompt([item for items, _ in parts for item in items], share, config.seed)
+    together = [item for items, _ in parts for item in items]
+    _require_a_lead(together, account)
+    train, held_out = split_by_prompt(together, share, config.seed)
     kept = {id(item) for item in train}
     parts = [([item for item in items if id(item) in kept], weight) for items, weight in parts]
     return (mix(parts, config.seed), account), (held_out, Account("eval"))
+
+
+def _require_a_lead(items: Sequence[Any], account: Account) -> None:
+    """Raise BadInput where every item is a pair of equal answers, before anything else is said of them."""
+    if all(isinstance(item, Pair) and item.chosen == item.rejected for item in items):
+        require([], replace(account, dropped=[*account.dropped, *((item.origin, _SAME) for item in items)]))
 
 
 def _load(sources: Iterable[str], name: str, format: str | None) -> tuple[list[tuple[list[Any], float]], Account]:
@@ -138,7 +146,7 @@ def _row(item: Item, rendered: str | list[Rendered | Unscored], over_length: str
             return None
     sequences = tuple(r.sequence for r in rendered if isinstance(r, Rendered))
     if len(sequences) > 1 and len({s.ids for s in sequences}) == 1:
-        account.dropped.append((item.origin, "its answers are the same tokens, so it prefers none"))
+        account.dropped.append((item.origin, _SAME))
         return None
     if any(r.truncated for r in rendered if isinstance(r, Rendered)):
         account.cut.append((item.origin, "prompt cut from the left to fit max_length"))

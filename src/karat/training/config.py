@@ -100,6 +100,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"there is no file {path}; give a YAML file of `setting: value` lines") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         problem = str(error).splitlines()[0]
         raise BadInput(f"{path} cannot be read as YAML ({problem}); give a file of `setting: value` lines") from None

@@ -99,6 +99,12 @@ def _write(demo: Demo, config: TrainConfig, trained: run.Trained, folder: Path) 
     _report.write(page, folder / "report.html")
 
 
+def falls(curve: list[dict[str, float]], after: int = 8) -> bool:
+    """Whether choosing among more answers than `after` ends in worse ones: over-optimisation, and no mistake."""
+    at = {row["n"]: row["reward"] for row in curve}
+    return after in at and at[max(at)] < at[after]
+
+
 def best_of_n(result: Result) -> list[dict[str, float]]:
     """Accuracy at n = 1 … 16 of the reward model, beside random choice, majority vote and the oracle."""
     curves = {name.removeprefix("curve_"): rows for name, rows in result.arrays.items() if name.startswith("curve_")}

@@ -169,8 +169,9 @@ class RewardTrainer(Trainer):
         Raises:
             BadInput: it has diverged.
         """
-        if not math.isfinite(logs.get("loss", 0.0)):
-            raise BadInput(self.diverged(f"the loss is {logs['loss']}"))
+        for name, what in (("loss", "the loss"), ("eval_loss", "the held-out loss")):
+            if not math.isfinite(logs.get(name, 0.0)):
+                raise BadInput(self.diverged(f"{what} is {logs[name]}"))
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

@@ -27,7 +27,7 @@ from karat.evaluation import base as evaluation
 from karat.models import checkpoint, scratch
 from karat.models.backbone import first_line, quiet
 from karat.models.checkpoint import Parts
-from karat.models.render import Renderer
+from karat.models.render import Rendered, Renderer
 from karat.rewards._local import LocalModel, RewardModule, golden_values
 from karat.rewards.base import Kind, kind
 from karat.spec import RewardSpec
@@ -37,7 +37,7 @@ from karat.training._forward import StoredForward
 from karat.training._progress import Progress, StopOnSignal
 from karat.training.config import TrainConfig
 from karat.training.loop import Collator, RewardTrainer, arguments, mean_loss
-from karat.types import BadInput, Item, KaratError, Pair, Ranking, Result, Reward, nearest
+from karat.types import BadInput, Example, Item, KaratError, Message, Pair, Ranking, Result, Reward, grouped, nearest
 
 # Trainer's settings that karat has under another name, or needs as they are.
 _RESERVED = {
@@ -232,6 +232,8 @@ class _Run:
         trainer.add_callback(stop)
         trainer.add_callback(progress)
         found = _work.last_checkpoint(self.work)
+        if found is not None and PartialState().is_main_process:
+            print(f"going on after step {found[1]} of {trainer.steps()}, from {found[0]}", file=sys.stderr)
         if found is not None and found[1] >= trainer.steps():
             load_model(trainer.model, found[0] / "model.safetensors")  # type: ignore[arg-type]
             return _work.read_log(found[0])
@@ -246,9 +248,16 @@ class _Run:
                 " give the same command again to go on"
             )
         trainer.check_weights()
-        if not all(map(math.isfinite, self.local.values([s for row in self.rows[:8] for s in row.sequences]))):
+        if not all(map(math.isfinite, self._samples())):
             raise BadInput(trainer.diverged("the rewards are no numbers"))
         return list(trainer.state.log_history)
+
+    def _samples(self) -> list[float]:
+        """Rewards that have to be numbers: of some rows, and of the inputs that the checkpoint is verified with."""
+        local = LocalModel(self.parts) if self.config.method == "frozen" else self.local  # that one knows its rows only
+        inputs = [Example((Message("user", prompt),), response) for prompt, response in checkpoint.GOLDEN]
+        golden = [r.sequence for r in local.renderer(inputs) if isinstance(r, Rendered)]
+        return [*self.local.values([s for row in self.rows[:8] for s in row.sequences]), *local.values(golden)]
 
     def _trainer(self, settings: dict[str, Any]) -> RewardTrainer:
         try:
@@ -293,7 +302,7 @@ class _Run:
         """What the held-out rows show, or None and why they show nothing."""
         items = _of_one_class([row.item for row in self.held_out])
         if not items:
-            return None, "no rows are held out"
+            return None, ""
         try:
             seed, output = self.config.seed, self.kind.output
             return evaluation.evaluate(scorer, items, training, seed, output=output), ""
@@ -326,7 +335,7 @@ def _finish(done: _Run, accounts: tuple[Account, Account], history: list[dict[st
     result, problem = done.evaluate(done.score, [row.item for row in done.rows])
     result = result and evaluation.with_unscored(result, [reason for _, reason in accounts[1].dropped])
     if result is None:
-        print(f"not evaluated: {problem}", file=sys.stderr)
+        print(f"not evaluated: {problem or _nothing_held_out(accounts[1])}", file=sys.stderr)
 
     def also(folder: Path) -> None:
         _write_records(done.config, accounts, history, result, folder)
@@ -336,6 +345,13 @@ def _finish(done: _Run, accounts: tuple[Account, Account], history: list[dict[st
     checkpoint.save(done.parts, done.config.output, golden_values, also)
     shutil.rmtree(done.work, ignore_errors=True)
     return Trained(done.config.output, result, accounts, history)
+
+
+def _nothing_held_out(account: Account) -> str:
+    count = len(account.dropped)
+    if not count:
+        return "no rows are held out"
+    return f"all {count} held-out rows were dropped" if count > 1 else "the one held-out row was dropped"
 
 
 def _write_records(
@@ -387,7 +403,5 @@ def _thinned(points: list[tuple[int, float]], most: int = 400) -> list[tuple[int
 
 
 def _note(account: Account) -> _report.DataNote:
-    dropped: dict[str, int] = {}
-    for _, reason in account.dropped:
-        dropped[reason] = dropped.get(reason, 0) + 1
+    dropped = {reason: len(places) for reason, places in grouped(reason for _, reason in account.dropped).items()}
     return _report.DataNote(account.name, account.used, dropped, len(account.cut), len(account.tied))
