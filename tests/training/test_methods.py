@@ -117,7 +117,8 @@ def test_frozen_features_are_computed_once(model_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(probe, "agrees", lambda *_: True)  # the probe runs the engine, too
     monkeypatch.setattr(run.checkpoint, "save", lambda *_: None)
     kit.train(tmp_path, model_folder, kit.pairs(tmp_path, 8), method="frozen", epochs=6.0, eval="0.25")
-    assert seen == [16]  # each answer once, whatever the epochs and evaluations
+    # Each answer once, whatever the epochs and evaluations, and in the end what a checkpoint is verified with.
+    assert seen == [16, len(checkpoint.GOLDEN)]
 
 
 def test_frozen_features_show_how_far_they_are_and_are_those_of_one_by_one(model_folder, monkeypatch, capsys):
