@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-TILE = 128  # rows: enough to be fast, few enough to waste little
+TILE = 64  # rows: enough to be fast, few enough to waste little
 
 
 def in_tiles(function: Callable[[Tensor], Tensor], rows_RD: Tensor) -> Tensor:
