@@ -10,7 +10,7 @@ import torch
 from karat.engine import _native, attention, plan, probe
 from karat.engine.base import EngineError
 from karat.engine.forest import ForestEngine
-from karat.engine.padded import PaddedEngine
+from karat.engine.padded import PaddedEngine, PaddedForward
 from karat.engine.tree import Tree, order, packed
 from karat.types import Sequence, Span
 
@@ -89,11 +89,11 @@ def test_without_the_probe_they_are_wrong(name):
 def test_any_budget(qwen, wanted, monkeypatch, budget, native):
     if not native:
         monkeypatch.setenv("KARAT_NATIVE", "0")
-        _native.library.cache_clear()
+        _native.kernel.cache_clear()
     try:
         assert worst(ForestEngine(qwen, budget=budget).run(sequences()), wanted) < TOLERANCE
     finally:
-        _native.library.cache_clear()
+        _native.kernel.cache_clear()
 
 
 def test_no_token_is_computed_twice(qwen):
@@ -269,14 +269,14 @@ def test_bf16_where_it_is_slow_is_computed_in_float32(monkeypatch):
 # The same bits
 
 
-@pytest.mark.skipif(_native.library() is None, reason="no C++ compiler")
+@pytest.mark.skipif(_native.kernel() is None, reason="no C++ compiler")
 @pytest.mark.parametrize("name", ["Qwen3", "Gemma2", "GPT2"])
 def test_the_same_bits_in_any_company(name):
     differing_bits(name, 25)
 
 
 @pytest.mark.full
-@pytest.mark.skipif(_native.library() is None, reason="no C++ compiler")
+@pytest.mark.skipif(_native.kernel() is None, reason="no C++ compiler")
 def test_the_same_bits_in_ten_thousand_draws():
     differing_bits("Qwen3", 1_000)
 
@@ -314,7 +314,7 @@ def test_deterministic_without_a_forest_runs_each_alone():
 # The kernel against torch's own operations
 
 
-@pytest.mark.skipif(_native.library() is None, reason="no C++ compiler")
+@pytest.mark.skipif(_native.kernel() is None, reason="no C++ compiler")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (5, 1)])
 @pytest.mark.parametrize("size", [8, 24, 64, 80, 256])
@@ -341,3 +341,11 @@ def test_kernel(dtype, heads, size, how):
     attention.plain(q.float(), k.float(), v.float(), wanted, built.block_rows, built.queries, settings)
     error = float((got.float() - wanted).abs().max())
     assert error < (2e-5 if dtype == torch.float32 else 2e-2), error
+
+
+def test_attention_in_chunks_is_padded():
+    """Only a mask says so, and the probe is shorter than a chunk: the forest would be silently wrong beyond it."""
+    model = architectures.build("Llama")
+    model.config.attention_chunk_size = 64
+    assert isinstance(probe.choose(model), PaddedEngine)
+    assert isinstance(probe.choose_forward(model), PaddedForward)

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from karat.engine.plan import BLOCK
+
 SOURCE = Path(__file__).with_name("_attention.cpp")
 FLAGS = (
     *("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
     *("-std=c++17", "-fopenmp", "-fPIC"),
 )
-BLOCK = 64  # keys in a block of the kernel
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
@@ -40,7 +41,7 @@ class Call(ctypes.Structure):
 
 
 @functools.cache
-def library() -> Any:
+def kernel() -> Any:
     """The compiled kernel, or None where it cannot be had; KARAT_NATIVE=0 says not to."""
     if os.environ.get("KARAT_NATIVE") == "0" or platform.system() != "Linux":
         return None
@@ -84,7 +85,7 @@ def takes(q: Tensor, *others: Tensor) -> bool:
     """Whether the kernel can run on these."""
     tensors = (q, *others)
     fits = all(t.device.type == "cpu" and t.dtype == q.dtype and t.stride(-1) == 1 for t in tensors)
-    return fits and q.dtype in _NAMES and library() is not None
+    return fits and q.dtype in _NAMES and kernel() is not None
 
 
 def attention(
@@ -120,7 +121,7 @@ def attention(
         scale=how["scale"],
         softcap=how["softcap"] or 0.0,
     )
-    getattr(library(), f"karat_attention_{_NAMES[q_THD.dtype]}")(ctypes.byref(call))
+    getattr(kernel(), f"karat_attention_{_NAMES[q_THD.dtype]}")(ctypes.byref(call))
 
 
 def _padded(size: int) -> int:

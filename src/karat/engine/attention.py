@@ -39,13 +39,12 @@ class Store:
     capacity: int
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def write(self, layer: int, slots: Tensor, k_THD: Tensor, v_THD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep keys and values of a layer at some rows; returns all of the layer."""
+    def write(self, layer: int, slots: Tensor, k_THD: Tensor, v_THD: Tensor) -> None:
+        """Keep keys and values of a layer at some rows."""
         if layer not in self.layers:
             self.layers[layer] = (_empty(self.capacity, k_THD), _empty(self.capacity, v_THD))
         for kept, new in zip(self.layers[layer], (k_THD, v_THD), strict=True):
             kept.index_copy_(0, slots, new)
-        return self.layers[layer]
 
     def grown(self, capacity: int) -> "Store":
         """The same with room for more."""
