@@ -38,6 +38,8 @@ DECODERS = {
     "StableLm": GROUPED,
     "Glm4": WIDE,
     "Qwen3Moe": {**WIDE, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "Qwen2Moe": {"num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    | {"shared_expert_intermediate_size": 32, "use_sliding_window": True, **MIXED},
     "GPT2": {},
     "OPT": {"ffn_dim": 96, "word_embed_proj_dim": 64},
 }

@@ -349,3 +349,21 @@ def test_attention_in_chunks_is_padded():
     model.config.attention_chunk_size = 64
     assert isinstance(probe.choose(model), PaddedEngine)
     assert isinstance(probe.choose_forward(model), PaddedForward)
+
+
+@pytest.mark.parametrize("name", ["Qwen2Moe", "Mistral", "Qwen3"])
+def test_windows_beyond_the_probe(name):
+    """A window longer than the probe, that only the mask is told of (Qwen2Moe), or the attention as well."""
+    sliding = {"use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}
+    more = sliding if name.startswith("Qwen") else {}
+    model = architectures.build(name, sliding_window=40, **more)
+    engine = probe.choose(model)
+    assert isinstance(engine, ForestEngine)
+    chance = random.Random(2)
+    prompt = draw(chance, 90)
+    asked = [Sequence(prompt + draw(chance, n), {"last": (89 + n,)}) for n in (5, 30)]
+    wanted = [architectures.alone(model, s) for s in asked]
+    assert worst(engine.run(asked), wanted) < TOLERANCE
+    blind = architectures.build(name, **{**more, "sliding_window": 4096})
+    blind.load_state_dict(model.state_dict())
+    assert worst(probe.choose(blind).run(asked), wanted) > 1e-3, "the window reaches into these sequences"

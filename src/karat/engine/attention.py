@@ -111,7 +111,9 @@ def forest(
 ) -> tuple[Tensor, None]:
     """What transformers calls: [1, heads, T, D] each → [1, T, heads, D], by the forward that is under way."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    settings = Settings(scale, how.get("softcap"), how.get("sliding_window"), how.get("s_aux"))
+    # Some architectures tell the mask of a window and not the attention.
+    window = how.get("sliding_window") if attention_mask is None else int(attention_mask)
+    settings = Settings(scale, how.get("softcap"), window or None, how.get("s_aux"))
     # Under autocast some come in float32 and some do not.
     query, key = query.to(value.dtype), key.to(value.dtype)
     return RUNNING[module].attend(module, query, key, value, settings), None
@@ -150,5 +152,10 @@ def plain(
         out_THD[first : first + count] = torch.einsum("hqk,khd->qhd", weights, v).to(out_THD.dtype)
 
 
+def window_of_mask(*_: Any, local_size: int | None = None, **__: Any) -> Tensor:
+    """What stands for a mask: the window that it would have, 0 for none. The rest is in the plan."""
+    return torch.tensor(local_size or 0)
+
+
 AttentionInterface.register(NAME, forest)
-AttentionMaskInterface.register(NAME, lambda *_, **__: None)
+AttentionMaskInterface.register(NAME, window_of_mask)
