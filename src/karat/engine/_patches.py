@@ -4,11 +4,12 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from karat.engine.attention import NAME, Captured, Running
-from karat.engine.tiles import in_tiles
+from karat.engine.tiles import alike, in_tiles
 
 
 def configs_of(backbone: nn.Module) -> list[Any]:
@@ -103,12 +104,18 @@ def _back(value: Any, rows: Tensor, count: int) -> Any:
 
 
 def tiled(backbone: nn.Module) -> dict[Any, Callable[..., Any]]:
-    """Forwards of its linear layers in tiles of one shape, whose rows do not depend on each other to the bit."""
-    return {m: _in_tiles(m.forward) for m in backbone.modules() if isinstance(m, nn.Linear | Conv1D)}
+    """Forwards of its linear layers in the shapes that give a row the same bits, however many there are."""
+    known: dict[Any, tuple[int, ...]] = {}
+    return {m: _in_tiles(m, known) for m in backbone.modules() if isinstance(m, nn.Linear | Conv1D)}
 
 
-def _in_tiles(whole: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _in_tiles(layer: Any, known: dict[Any, tuple[int, ...]]) -> Callable[[Tensor], Tensor]:
+    whole = layer.forward
+
     def forward(x: Tensor) -> Tensor:
-        return in_tiles(whole, x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+        key = (layer.weight.shape, layer.bias is None, type(layer), torch.get_num_threads())
+        if key not in known:
+            known[key] = alike(whole, x.reshape(-1, x.shape[-1])[0])
+        return in_tiles(whole, x.reshape(-1, x.shape[-1]), known[key]).view(*x.shape[:-1], -1)
 
     return forward

@@ -13,7 +13,7 @@ from karat.engine import _patches
 from karat.engine.attention import RUNNING, Captured, Running, Store
 from karat.engine.base import EngineError, States, check
 from karat.engine.plan import Piece, Wanted, batches, build, pieces, places, positions_of
-from karat.engine.tiles import TILE
+from karat.engine.tiles import GRAIN
 from karat.engine.tree import Node, Rows, Separate, Tree, order, packed
 from karat.models.backbone import position_offset
 
@@ -143,7 +143,7 @@ class ForestEngine:
         for piece in batch:
             if piece.keep:
                 piece.node.rows = np.concatenate([piece.node.rows, self._allocate(len(piece))])
-        planned = build(batch, wanted, self._group, self.causal, TILE if self.deterministic else 1)
+        planned = build(batch, wanted, self._group, self.causal, GRAIN if self.deterministic else 1)
         states_RD = self._forward(Running(planned, self.store))
         for (node, position), state in zip(planned.reads.places, states_RD, strict=False):
             node.states[position] = state
