@@ -8,7 +8,6 @@ needed (distinct) beside tokens computed. `ratio` is a peer's time over karat's,
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -17,7 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import _memory as memory
 import _workloads
+import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
@@ -30,6 +31,7 @@ from karat.types import Sequence
 Calls = list[list[list[int]]]
 VLLM = Path(__file__).parent.parent / ".peers" / "vllm" / "bin" / "python"
 MATRIX_ROWS = 1024
+STEPS = ("W3s",)  # for scores of steps vLLM turns its prefix cache off; elsewhere it is on
 
 
 class Karat:
@@ -105,6 +107,7 @@ class Vllm:
         )
         self.ready = self._ask({"model": str(folder), "dtype": dtype, "caching": caching})["ready"]
         self.seconds = 0.0
+        self.caching = caching
 
     def _ask(self, question: Any) -> Any:
         assert self.process.stdin and self.process.stdout
@@ -158,11 +161,18 @@ def measure(size: str, dtype: str, names: list[str], options: argparse.Namespace
     sides |= {f"transformers, {way}": Transformers(model, way) for way in options.ways}
     if options.vllm and VLLM.exists():
         sides["vllm"] = Vllm(folder, dtype, caching=True)
+        if any(name in STEPS for name in names):
+            sides["vllm, no caching"] = Vllm(folder, dtype, caching=False)
     workloads = _workloads.workloads(options.part)
     rows = []
     for name in names:
-        rows += compare(workloads[name], sides, options.repeats)
-        for row in rows[-len(sides) :]:
+        taking_part = {
+            side: call
+            for side, call in sides.items()
+            if not isinstance(call, Vllm) or call.caching == (name not in STEPS)
+        }
+        rows += compare(workloads[name], taking_part, options.repeats)
+        for row in rows[-len(taking_part) :]:
             best = row["needed"] * per_token / rate
             row |= {"model": size, "dtype": dtype, "of_matrix_rate": round(best / row["median"], 3)}
             print(line(row), file=sys.stderr, flush=True)
@@ -173,11 +183,15 @@ def compare(workload: _workloads.Workload, sides: dict[str, Any], repeats: int) 
     """Every side by turns, warmed first; a row for each."""
     took: dict[str, list[float]] = {name: [] for name in sides}
     scores: dict[str, list[float]] = {}
+    peak: dict[str, int] = {}
     for turn in range(repeats + 1):
         for name, side in sides.items():
+            processes = memory.family(side.process.pid) if isinstance(side, Vllm) else [os.getpid()]
+            memory.reset(processes)
             start = time.perf_counter()
             scores[name] = side(workload)
             seconds = side.seconds if isinstance(side, Vllm) else time.perf_counter() - start
+            peak[name] = memory.peak(processes)
             if turn:  # the first warms
                 took[name].append(seconds)
     needed = distinct(workload.calls)
@@ -194,6 +208,8 @@ def compare(workload: _workloads.Workload, sides: dict[str, Any], repeats: int) 
                 "ratio": statistics.median(each),
                 "ratio_min": min(each),
                 "ratio_max": max(each),
+                "ratio_95": interval(each),
+                "peak_MiB": peak[name],
                 "needed": needed,
                 "computed": side.engine.computed if isinstance(side, Karat) else None,
                 "tokens": sum(len(ids) for call in workload.calls for ids in call),
@@ -203,12 +219,20 @@ def compare(workload: _workloads.Workload, sides: dict[str, Any], repeats: int) 
     return rows
 
 
+def interval(ratios: list[float]) -> tuple[float, float]:
+    """95 % bootstrap interval of the median."""
+    drawn = np.median(np.random.default_rng(0).choice(ratios, (10_000, len(ratios))), axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
+
+
 def line(row: dict[str, Any]) -> str:
     """A row for people."""
     return (
         f"{row['model']} {row['dtype']} {row['workload']:5} {row['side']:22} {row['median']:8.3f} s"
         f" ({row['min']:.3f} … {row['max']:.3f})  x{row['ratio']:.2f} ({row['ratio_min']:.2f} … {row['ratio_max']:.2f})"
-        f"  of matrix rate {row['of_matrix_rate']:.2f}  score moves {row['moves_a_score_by']:.1e}"
+        f" 95 % {row['ratio_95'][0]:.2f} … {row['ratio_95'][1]:.2f}  of matrix rate {row['of_matrix_rate']:.2f}"
+        f"  score moves {row['moves_a_score_by']:.1e}  peak {row['peak_MiB']} MiB"
     )
 
 
@@ -217,7 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="S,M")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--workloads", default="W1,W2,W2b,W2s,W3")
+    parser.add_argument("--workloads", default="W1,W2,W2b,W2s,W3,W3s,W4")
     parser.add_argument("--ways", default="loop,sorted", type=lambda text: [w for w in text.split(",") if w])
     parser.add_argument("--part", default="report", choices=list(_workloads.PART))
     parser.add_argument("--repeats", type=int, default=5)
@@ -230,9 +254,7 @@ def main() -> None:
     for size in options.models.split(","):
         rows += measure(size, options.dtype, options.workloads.split(","), options)
     if options.json:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        threads = torch.get_num_threads()
-        print(json.dumps({"rows": rows, "peak_MiB": peak, "threads": threads, "cpus": os.cpu_count()}, indent=2))
+        print(json.dumps({"rows": rows, "threads": torch.get_num_threads(), "cpus": os.cpu_count()}, indent=2))
 
 
 if __name__ == "__main__":
