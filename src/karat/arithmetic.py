@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal, TypeAlias
 
-from karat.types import BadInput, Example, Labelled, Message, Pair, Ranking
+from karat.types import BadInput, Example, Labelled, Message, Pair, Ranking, Stepped
 
 Split: TypeAlias = Literal["train", "test"]
 Move: TypeAlias = tuple[str, int]  # an operation, "+", "-" or "*", and its operand
@@ -154,6 +154,12 @@ def labelled(n: int, seed: int = 0, split: Split = "train") -> list[Labelled]:
     return [Labelled(example(p, c), float(c.right)) for p, c in drawn]
 
 
+def stepped(n: int, seed: int = 0, split: Split = "train") -> list[Stepped]:
+    """Draw `n` solutions of as many problems with a label for every step."""
+    drawn = [(p, candidates(p, 2, seed)[0]) for p in problems(n, seed, split)]
+    return [_stepped(p, c) for p, c in drawn]
+
+
 def rankings(n: int, k: int = 4, seed: int = 0, split: Split = "train") -> list[Ranking]:
     """Draw `n` rankings of K candidates by the fraction of right steps; equal fractions share a rank."""
     return [_ranking(p, candidates(p, k, seed)) for p in problems(n, seed, split)]
@@ -162,6 +168,12 @@ def rankings(n: int, k: int = 4, seed: int = 0, split: Split = "train") -> list[
 def example(problem: Problem, candidate: Candidate) -> Example:
     """A candidate as an example without context."""
     return Example(problem.prompt, candidate.response)
+
+
+def _stepped(problem: Problem, candidate: Candidate) -> Stepped:
+    context = {"first_error": candidate.first_error, "final_answer_correct": candidate.right}
+    branch = Example.of_steps(problem.prompt, candidate.steps, context)
+    return Stepped((branch,), (tuple(map(float, candidate.labels)),))
 
 
 def pair_rows(n: int, seed: int = 0, split: Split = "train") -> list[dict[str, Any]]:
@@ -175,6 +187,12 @@ def pair_rows(n: int, seed: int = 0, split: Split = "train") -> list[dict[str, A
 def rows(drawn: Sequence[tuple[Problem, Sequence[Candidate]]]) -> list[dict[str, Any]]:
     """One plain row per candidate, ready for JSON; `id` is the problem's index in `drawn`."""
     return [_row(i, problem, c) for i, (problem, found) in enumerate(drawn) for c in found]
+
+
+def step_rows(n: int, seed: int = 0, split: Split = "train") -> list[dict[str, Any]]:
+    """The same solutions as `stepped` draws, as rows: prompt, completions and labels."""
+    drawn = [(p, candidates(p, 2, seed)[0]) for p in problems(n, seed, split)]
+    return [{"prompt": p.question, "completions": list(c.steps), "labels": list(c.labels)} for p, c in drawn]
 
 
 def candidate_rows(n: int, k: int = 4, seed: int = 0, split: Split = "train") -> list[dict[str, Any]]:

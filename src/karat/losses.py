@@ -5,7 +5,7 @@ Rewards are logits: a lead of 1.0 means odds of e to 1. Shapes: B rows, K candid
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, mse_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, logsigmoid, mse_loss
 
 
 def bradley_terry(
@@ -63,3 +63,8 @@ def outcome_bce(logit_B: Tensor, label_B: Tensor) -> Tensor:
 def outcome_mse(reward_B: Tensor, label_B: Tensor) -> Tensor:
     """Squared error of a rating, shape [B], in the label's unit squared."""
     return mse_loss(reward_B, label_B, reduction="none")
+
+
+def soft_cross_entropy(logits_BKC: Tensor, share_BKC: Tensor) -> Tensor:
+    """Cross-entropy in nats, shape [B, K], of C classes whose probabilities are `share_BKC`: soft labels stay soft."""
+    return -(share_BKC * log_softmax(logits_BKC, dim=-1)).sum(-1)

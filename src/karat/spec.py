@@ -25,20 +25,30 @@ class Render(_Part):
     `layout` says where the text comes from: "chat" (the tokenizer's chat template), or a plain layout that `template`
     spells out. Both are Jinja; `template` is kept here in full so that a tokenizer whose template was changed is
     noticed.
+
+    Where rewards are read at steps, `step_token` is the text of the mark behind each step ("": none, the step's own
+    last token is read). `step_join` says how steps and marks become tokens: "ids" (each by itself, so that nothing
+    merges across), "text" (as one text), or "turns" (a step is a user's turn, and a mark the assistant's).
     """
 
     layout: Literal["chat", "concat", "dialogue"] = "chat"
     template: str = ""
     eos: Literal["as_is", "append", "require"] = "as_is"
     max_length: int | None = Field(default=None, ge=1)  # tokens; None: the model's positions
-    over_length: Literal["error", "cut_prompt"] = "error"
+    over_length: Literal["error", "cut_prompt", "cut_end"] = "error"
+    step_token: str | None = None
+    step_join: Literal["ids", "text", "turns"] = "ids"
+    step_template: str = "{step}"  # how a step is written; {n} counts from 1
+    prompt_end: str = ""  # text between the prompt and the first step
+    max_completion_length: int | None = Field(default=None, ge=1)  # tokens of all steps and marks; for cut_end
 
 
 class Head(_Part):
     """Hidden states at the pooled positions → numbers, in float32."""
 
-    type: Literal["linear", "mlp"] = "linear"
+    type: Literal["linear", "mlp", "lm_logits"] = "linear"
     outputs: int = Field(default=1, ge=1)
+    tokens: tuple[str, ...] = ()  # of lm_logits: the tokens, or #id, whose logits are the outputs
     bias: bool = False
     hidden_act: Literal["tanh", "gelu", "relu"] = "tanh"  # of the mlp's first layer
     sha256: str = ""  # of the head's tensors, so that a foreign head is noticed
@@ -57,14 +67,22 @@ class RewardSpec(_Part):
     """How text becomes a reward; the same for training, scoring, serving and evaluation."""
 
     kind: str
-    options: dict[str, float | str] = {}  # what the kind was trained with, where its meaning depends on it
+    options: dict[
+        str, bool | float | str | tuple[float, ...]
+    ] = {}  # what the kind was trained with, where its meaning depends on it
     render: Render = Render()
-    pooling: Literal["last", "mean", "cls"] = "last"
+    pooling: Literal["last", "mean", "cls", "step", "before_step"] = "last"
     head: Head = Head()
     activation: Literal["identity", "sigmoid", "softmax"] = "identity"
     output: int | tuple[float, ...] = 0  # which output is the reward, or the weight of each
+    aggregate: Literal["min", "last", "prod", "mean", "max"] = "min"  # rewards of steps → the answer's
     tokenizer_sha256: str = ""
     golden: tuple[Golden, ...] = ()
+
+    @property
+    def at_steps(self) -> bool:
+        """Whether rewards are read at steps."""
+        return self.pooling in ("step", "before_step")
 
     def save(self, folder: Path) -> None:
         """Write `reward_spec.json` into a folder."""
@@ -96,7 +114,12 @@ class RewardSpec(_Part):
         homes = {**dict.fromkeys(type(self).model_fields, tree), **dict.fromkeys(Render.model_fields, render)}
         for name, value in options.items():
             if name == "head":
-                head["type"] = value
+                kind, _, tokens = str(value).partition(":")
+                head["type"] = kind
+                if tokens:
+                    head |= {"tokens": tokens.split(","), "outputs": len(tokens.split(","))}
+            elif name in ("outputs", "hidden_act"):
+                head[name] = value
             elif name in homes and name != "render":
                 homes[name][name] = value
             else:

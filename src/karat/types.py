@@ -7,7 +7,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 
@@ -103,6 +103,13 @@ class Example:
     prompt: tuple[Message, ...]
     response: str  # the assistant's last message
     context: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    steps: tuple[str, ...] = ()  # the answer in its parts, where it was given in parts
+
+    @classmethod
+    def of_steps(cls, prompt: Prompt, steps: Iterable[str], context: Mapping[str, Any] | None = None) -> "Example":
+        """An answer in steps; its text is theirs, one paragraph each."""
+        parts = tuple(steps)
+        return cls(as_messages(prompt), "\n\n".join(parts), context or {}, parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +161,39 @@ class Ranking:
         _in_range(self.origin, "weight", self.weight, 0.0, math.inf)
 
 
-Item: TypeAlias = Pair | Labelled | Ranking
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """Answers to one prompt whose steps are labelled. Several are the branches of a tree, that share first steps."""
+
+    branches: tuple[Example, ...]  # each in steps
+    # By branch and step: a probability of being right in [0, 1], or a class of -1 (wrong), 0 (neutral), 1 (right).
+    # None says nothing; in a tree, a step that branches share is labelled in the first of them alone.
+    labels: tuple[tuple[float | None, ...], ...]
+    weight: float = 1.0  # how much each of its labels counts, >= 0
+    origin: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        where = self.origin or "an answer in steps"
+        if not self.branches or len(self.branches) != len(self.labels):
+            raise BadInput(f"{where}: {len(self.branches)} answers and {len(self.labels)} lists of labels")
+        for branch, labels in zip(self.branches, self.labels, strict=True):
+            if len(branch.steps) != len(labels):
+                raise BadInput(
+                    f"{where}: {len(branch.steps)} steps and {len(labels)} labels; give each step one, or null for none"
+                )
+            for label in labels:
+                if label is not None:
+                    _in_range(self.origin, "label", label, -1.0, 1.0)
+        _in_range(self.origin, "weight", self.weight, 0.0, math.inf)
+
+    def first(self, counts: Iterable[int]) -> "Stepped":
+        """The same with so many first steps of each branch."""
+        kept = list(zip(self.branches, self.labels, counts, strict=True))
+        branches = tuple(replace(branch, steps=branch.steps[:count]) for branch, _, count in kept)
+        return replace(self, branches=branches, labels=tuple(labels[:count] for _, labels, count in kept))
+
+
+Item: TypeAlias = Pair | Labelled | Ranking | Stepped
 
 
 @dataclass(frozen=True, slots=True)

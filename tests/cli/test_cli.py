@@ -1,7 +1,6 @@
 """The command as a person uses it: what it prints, where, and with which exit code."""
 
 import json
-import sys
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -17,23 +16,6 @@ from karat.types import BadInput, Example, Labelled, Message, Pair, Reward
 
 PAIR = Pair(Example((Message("user", "Q"),), "right"), Example((Message("user", "Q"),), "no"))
 PAIRS = [{"prompt": f"What is {i}+1?", "chosen": f"{i + 1}", "rejected": f"{i + 3}!"} for i in range(24)]
-
-
-@pytest.fixture
-def karat(monkeypatch, capsys):
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["karat", *map(str, arguments)])
-        code = 0
-        try:
-            base.main()
-        except SystemExit as ended:
-            code = ended.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture

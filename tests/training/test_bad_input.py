@@ -60,7 +60,7 @@ def test_yaml(tmp_path, content):
         ({"options": {"centre": 0.1}}, "unknown option 'centre' of kind bradley_terry; did you mean 'center'?"),
         ({"options": {"center": -1}}, "an option of kind bradley_terry is wrong: center"),
         ({"spec": {"poling": "mean"}}, "unknown option 'poling'; did you mean 'pooling'?"),
-        ({"spec": {"over_length": "cut"}}, "over_length has to be error, drop or cut_prompt, not 'cut'"),
+        ({"spec": {"over_length": "cut"}}, "over_length has to be error, drop, cut_prompt or cut_end, not 'cut'"),
         ({"spec": {"max_length": 0}}, "max_length"),
         ({"trainer": {"warmup_step": 3}}, "unknown trainer setting 'warmup_step'; did you mean 'warmup_steps'?"),
         ({"trainer": {"seed": 3}}, "the trainer setting seed is karat's to choose; use karat's own seed"),

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import karat
-from karat.rewards._local import LocalModel, Scored
+from karat.engine.base import States
+from karat.rewards._local import LocalModel
 from karat.training import run
 
 
@@ -14,9 +15,13 @@ def nine(tmp_path, monkeypatch):
     """Nine pairs, and a model that reads an answer's first digit and so gets the last one wrong."""
     rows = [{"prompt": f"{i}?", "chosen": "9 right", "rejected": "1 wrong"} for i in range(8)]
     rows.append({"prompt": "8?", "chosen": "1 right", "rejected": "9 wrong"})
-    monkeypatch.setattr(LocalModel, "scored", lambda self, sequences: [Scored(_digit(self, s), 0) for s in sequences])
+    monkeypatch.setattr(LocalModel, "numbers", _digits)
     monkeypatch.setattr(run.checkpoint, "save", lambda *_: None)
     return kit.write(tmp_path / "nine.jsonl", rows)
+
+
+def _digits(model, sequences):
+    return torch.tensor([[_digit(model, s)] for s in sequences]), [States(last=torch.zeros(1, 1)) for _ in sequences]
 
 
 def _digit(model, sequence) -> float:

@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 
 DEVICE = typer.Option("auto", help="auto, cpu, cuda, cuda:1, …")
 DTYPE = typer.Option("auto", help="auto (float32 on a CPU, the checkpoint's own on a GPU), float32, bfloat16, …")
+DETERMINISTIC = typer.Option(False, "--deterministic", help="The same bits whatever is scored beside; a little slower.")
 JSON = typer.Option(False, "--json", help="Print JSON on stdout, for programs.")
 
 

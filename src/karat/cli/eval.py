@@ -20,6 +20,7 @@ def command(
     seed: int = typer.Option(0, help="Of the bootstrap."),
     device: str = _options.DEVICE,
     dtype: str = _options.DTYPE,
+    deterministic: bool = _options.DETERMINISTIC,
     as_json: bool = _options.JSON,
 ) -> None:
     """Evaluate a reward model on held-out data; further options are the spec's (--max-length, --over-length, …)."""
@@ -30,11 +31,12 @@ def command(
     options = _options.extra(context, _options.spec_fields())
     if output is not None:
         check_output(output)
-    rm = load(model, device=device, dtype=dtype, **options)
+    rm = load(model, device=device, dtype=dtype, deterministic=deterministic, **options)
     results = evaluate_files(rm, data, train_data or [], format, seed)
     try:
         if output is not None:
-            write_run(output, f"{model} on {', '.join(data)}", results, {"model": model, "data": data, **options})
+            settings = {"model": model, "data": data, "deterministic": deterministic, **options}
+            write_run(output, f"{model} on {', '.join(data)}", results, settings)
     finally:  # neither a full disk nor a reader that has gone takes the figures along
         if as_json:
             print(json.dumps([base.summary(r) for r in results]))

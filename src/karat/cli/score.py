@@ -18,6 +18,7 @@ def command(
     output: Path = typer.Option(None, help="A .parquet, .jsonl or .jsonl.gz file; without one, JSON lines on stdout."),
     device: str = _options.DEVICE,
     dtype: str = _options.DTYPE,
+    deterministic: bool = _options.DETERMINISTIC,
     as_json: bool = _options.JSON,
 ) -> None:
     """Score answers; rows keep their order and columns, and the same command goes on where a killed one stopped.
@@ -35,7 +36,7 @@ def command(
     options = _options.extra(context, _options.spec_fields())
     if output is not None:
         _offline.check_output(output)
-    rm = load(model, device=device, dtype=dtype, **options)
+    rm = load(model, device=device, dtype=dtype, deterministic=deterministic, **options)
     if output is None:
         scored, unscored = False, []
         for row in _offline.score_rows(rm, data):
@@ -46,7 +47,7 @@ def command(
                 scored = True
         _end(scored, {reason: len(places) for reason, places in grouped(unscored).items()})
         return
-    found = _offline.score_file(rm, data, output, {"model": model, **options})
+    found = _offline.score_file(rm, data, output, {"model": model, "deterministic": deterministic, **options})
     print(json.dumps(found) if as_json else f"scored {found['scored']} of {found['rows']} rows to {output}")
     _end(found["scored"] > 0, found["unscored"])
 

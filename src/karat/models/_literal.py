@@ -10,6 +10,7 @@ import re
 import secrets
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -76,9 +77,41 @@ class LiteralEncoder:
 
     def encode_masked(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Ids of a text rendered from masked messages."""
-        renamed = self._pattern.sub(lambda m: m[0] + self._nonce, text)
-        ids: list[int] = self._twin.encode(self.unmask(renamed), add_special_tokens=add_special_tokens).ids
+        ids: list[int] = self._twin.encode(self.unmask(self._renamed(text)), add_special_tokens=add_special_tokens).ids
         return ids
+
+    def encode_pieces(self, pieces: Sequence[str]) -> list[list[int]]:
+        """Ids of each piece by itself; pieces are masked where user text spells a control token."""
+        plain = [i for i, piece in enumerate(pieces) if self._nonce not in piece]
+        found = dict(zip(plain, self.encode([pieces[i] for i in plain], add_special_tokens=False), strict=True))
+        return [
+            found[i] if i in found else self.encode_masked(piece, add_special_tokens=False)
+            for i, piece in enumerate(pieces)
+        ]
+
+    def encode_joined(
+        self, pieces: Sequence[str], *, add_special_tokens: bool
+    ) -> tuple[list[int], list[tuple[int, int]], list[int]]:
+        """Ids of the pieces as one text, the characters of each token, and where each piece ends.
+
+        Raises:
+            Refused: the tokenizer does not say which characters a token stands for.
+        """
+        if getattr(self.tokenizer, "backend_tokenizer", None) is None:
+            raise Refused("the tokenizer does not say where its tokens lie in the text; use step_join='ids'")
+        masked = any(self._nonce in piece for piece in pieces)
+        written = [self.unmask(self._renamed(piece)) for piece in pieces] if masked else list(pieces)
+        ends = list(accumulate(map(len, written)))
+        if masked:
+            encoding = self._twin.encode("".join(written), add_special_tokens=add_special_tokens)
+            return list(encoding.ids), list(encoding.offsets), ends
+        found = self.tokenizer(
+            "".join(written), add_special_tokens=add_special_tokens, return_offsets_mapping=True, verbose=False
+        )
+        return list(found["input_ids"]), list(found["offset_mapping"]), ends
+
+    def _renamed(self, text: str) -> str:
+        return self._pattern.sub(lambda m: m[0] + self._nonce, text)
 
     def _spelled(self, text: str) -> int:
         return sum(self.control[name] in self._ids for name in self._pattern.findall(text))

@@ -3,20 +3,27 @@
 It knows how classification classes and PEFT store a head; it knows nothing of specs' fingerprints or of saving.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedTokenizerBase,
+)
 
 from karat.models import backbone as backbones
-from karat.models.heads import Head, Layout, check_output, layouts_for
+from karat.models.heads import FOREIGN, Head, Layout, check_output, layouts_for
 from karat.models.render import render_part
+from karat.spec import Head as HeadSpec
 from karat.spec import RewardSpec
-from karat.types import CheckpointError, Refused
+from karat.types import BadInput, CheckpointError, Refused
 
 HEAD_FILE = "reward_head.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -70,18 +77,96 @@ def bare(folder: Path, device: str, dtype: str) -> Any:
     return model
 
 
-def classifier(folder: Path, device: str, dtype: str) -> tuple[Any, set[str]]:
-    """The architecture's one-output classification model, and which tensors of its head the folder lacks.
+def classifier(folder: Path, device: str, dtype: str, tokens: bool, outputs: int) -> tuple[Any, set[str]]:
+    """The architecture's classification model of texts or `tokens`, and which tensors of its head the folder lacks.
 
     Raises:
         CheckpointError: weights of its backbone are missing or of another shape.
     """
-    model, report = backbones.from_pretrained(
-        AutoModelForSequenceClassification, folder, num_labels=1, **_placed(folder, device, dtype)
-    )
+    auto = AutoModelForTokenClassification if tokens else AutoModelForSequenceClassification
+    model, report = backbones.from_pretrained(auto, folder, num_labels=outputs, **_placed(folder, device, dtype))
     lost = _lost(report)
     _check_whole(folder, {k for k in lost if k.startswith(model.base_model_prefix + ".")})
     return model, lost
+
+
+def stored_outputs(folder: Path) -> int:
+    """Rows of a token classifier's head in a folder, 0 where it has none."""
+    for file in sorted(folder.glob("*.safetensors")):
+        for tensor in read_tensors(file, {"score.weight", "classifier.weight"}).values():
+            return len(tensor)
+    return 0
+
+
+def foreign_head(folder: Path) -> tuple[Layout, dict[str, Tensor]] | None:
+    """The head of a published step reward that no class of transformers reads, told from its tensors."""
+    for layout in FOREIGN:
+        found: dict[str, Tensor] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            found |= read_tensors(file, set(layout.tensors.values()))
+        if len(found) == len(layout.tensors):
+            return layout, {ours: found[theirs] for ours, theirs in layout.tensors.items()}
+    return None
+
+
+def logits_head(folder: Path, device: str, dtype: str, ids: list[int]) -> tuple[Any, Head]:
+    """A causal language model's backbone, and a head that gives its logits of some tokens and no others.
+
+    Raises:
+        Refused: the folder holds no language model, or one whose logits are not linear in its states.
+        BadInput: an id is beyond the vocabulary.
+    """
+    model, report = backbones.from_pretrained(AutoModelForCausalLM, folder, **_placed(folder, device, dtype))
+    out, base = model.get_output_embeddings(), getattr(model, model.base_model_prefix, None)
+    if (
+        base is None
+        or base is model
+        or out is None
+        or any(out is model.get_submodule(n.rpartition(".")[0]) for n in _lost(report))
+    ):
+        raise Refused(f"{folder} has no language-model head, so it has no logits; choose head='linear' or 'mlp'")
+    _check_whole(folder, _lost(report))
+    if beyond := [i for i in ids if not 0 <= i < len(out.weight)]:
+        raise BadInput(
+            f"token id {beyond[0]} is not in the vocabulary of {len(out.weight)}; choose tokens of this model"
+        )
+    bias = getattr(out, "bias", None)
+    head = Head(HeadSpec(type="lm_logits", outputs=len(ids), bias=bias is not None), out.weight.shape[1])
+    tensors = {"out.weight": out.weight.data[ids]} | ({} if bias is None else {"out.bias": bias.data[ids]})
+    head = head.to(base.device)
+    fill(head, tensors)
+    some = torch.tensor([[i % len(out.weight) for i in range(3, 9)]], device=base.device)
+    model.eval()
+    with torch.no_grad():
+        wanted = model(input_ids=some).logits[0][:, ids].float()
+        got = head(base(input_ids=some).last_hidden_state[0])
+    scale = float((wanted * got).sum() / (got * got).sum().clamp(min=1e-12))  # Cohere and Granite scale their logits
+    if not torch.allclose(got * scale, wanted, rtol=2e-2 if base.dtype != torch.float32 else 1e-3, atol=1e-3):
+        raise Refused(f"{type(model).__name__} computes its logits in a way that karat does not know")
+    if abs(scale - 1) > 1e-3:
+        fill(head, {name: tensor * scale for name, tensor in head.state_dict().items()})
+    return base, head
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, ...]) -> list[int]:
+    """The ids of tokens given as text, or as #id.
+
+    Raises:
+        BadInput: a text is not one token.
+    """
+    found = []
+    for token in tokens:
+        if token[:1] == "#" and token[1:].isdigit():
+            found.append(int(token[1:]))
+            continue
+        ids = tokenizer(token, add_special_tokens=False, verbose=False)["input_ids"]
+        if len(ids) != 1:
+            raise BadInput(
+                f"{token!r} is {len(ids)} tokens of this tokenizer ({ids[:8]}), and a logit is of one; give one token,"
+                " or its id as #id"
+            )
+        found.append(int(ids[0]))
+    return found
 
 
 def _placed(folder: Path, device: str, dtype: str) -> dict[str, Any]:
@@ -110,23 +195,25 @@ def probe(model: Any, base: Any) -> Layout | None:
         CheckpointError: its weights give no numbers.
     """
     names = frozenset(model.state_dict())
-    pad = model.config.get_text_config().pad_token_id
+    pad, tokens = model.config.get_text_config().pad_token_id, False
     ids = torch.tensor([[i for i in range(3, 12) if i != pad][:6]], device=base.device)
     model.eval()
     try:
         with torch.no_grad():
             wanted = model(input_ids=ids).logits.float()
             states = base(input_ids=ids).last_hidden_state.float()
+            tokens = wanted.dim() == 3
     except Exception as error:  # encoder-decoders and others with inputs of their own
         raise Refused(f"{type(model).__name__} cannot be used: {backbones.first_line(error)}") from None
     if not bool(wanted.isfinite().all()):
         raise CheckpointError("the model's weights give NaN or infinity; download it again, or try dtype='float32'")
     found: list[tuple[float, Layout]] = []
-    for layout in layouts_for(names, model.base_model_prefix):
+    for bare_layout in layouts_for(names, model.base_model_prefix, tokens):
+        layout = replace(bare_layout, spec=bare_layout.spec.model_copy(update={"outputs": wanted.shape[-1]}))
         head = Head(layout.spec, states.shape[-1]).to(base.device)
         fill(head, {ours: model.get_parameter(theirs).data for ours, theirs in layout.tensors.items()})
         with torch.no_grad():
-            got = head(states[:, -1 if layout.pooling == "last" else 0])
+            got = head(states if tokens else states[:, -1 if layout.pooling == "last" else 0])
         if torch.allclose(got, wanted, rtol=2e-2 if base.dtype != torch.float32 else 1e-3, atol=1e-3):
             found.append((float((got - wanted).abs().max()), layout))
     return min(found, key=lambda f: f[0])[1] if found else None

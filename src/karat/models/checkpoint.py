@@ -9,7 +9,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,14 +26,19 @@ from karat.models._parts import (
     base_of_adapter,
     classifier,
     fill,
+    foreign_head,
+    logits_head,
     probe,
     read_tensors,
     stored_head,
+    stored_outputs,
+    token_ids,
     with_adapter,
 )
-from karat.models.heads import Head, Layout
+from karat.models.heads import Head, Layout, check_output
 from karat.models.render import Renderer, chat_template, render_part, tokenizer_hash
 from karat.spec import FILE_NAME, Golden, RewardSpec, ids_hash
+from karat.spec import Head as HeadSpec
 from karat.types import BadInput, CheckpointError, Example, Message, Refused, Unscored
 
 __all__ = ["GOLDEN", "Parts", "add_lora", "add_pad_token", "golden_drift", "load", "save", "start"]
@@ -54,11 +59,17 @@ Scorer: TypeAlias = Callable[[Parts, Sequence[Example]], list[float | None]]
 # Loading
 
 
-def load(path: str | Path, device: str = "auto", dtype: str = "auto", **options: Any) -> Parts:
+def load(
+    path: str | Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    defaults: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Parts:
     """A model with its reward head, ready to score.
 
     `options` are spec fields by name (`kind`, `pooling`, `max_length`, …); they complete a checkpoint that carries no
-    spec, and override one that does.
+    spec, and override one that does. `defaults` are those of the kind, for a checkpoint without a spec.
 
     Raises:
         Refused: the folder holds no reward model, or one whose meaning cannot be decided.
@@ -66,7 +77,8 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto", **options:
     """
     folder = backbones.locate(path)
     saved = RewardSpec.read(folder)
-    spec = (saved or RewardSpec(kind="bradley_terry")).with_options(**options)
+    spec = saved or RewardSpec(kind="bradley_terry").with_options(**defaults or {})
+    spec = spec.with_options(**options)
     if saved is not None:
         _check_same_reading(saved, spec)
     parts = _load_parts(folder, spec, device, dtype)
@@ -77,7 +89,8 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto", **options:
 
 def _check_same_reading(saved: RewardSpec, asked: RewardSpec) -> None:
     """Refuse to read a checkpoint otherwise than it was trained."""
-    for name in ("kind", "pooling", "layout", "template", "eos"):
+    steps = ("step_token", "step_join", "step_template", "prompt_end")
+    for name in ("kind", "pooling", "layout", "template", "eos", *steps):
         was, now = (getattr(spec if hasattr(spec, name) else spec.render, name) for spec in (saved, asked))
         if was != now:
             shown = repr(was) if len(repr(was)) <= 60 else f"{was!r:.60}…"
@@ -105,14 +118,18 @@ def start(
         return parts
     tokenizer = backbones.load_tokenizer(folder)
     spec = spec.model_copy(update={"render": render_part(tokenizer, spec.render, append_eos=True, plain=plain)})
-    model, missing = classifier(folder, device, dtype)
+    if spec.head.type == "lm_logits":
+        base, head = logits_head(folder, device, dtype, token_ids(tokenizer, spec.head.tokens))
+        spec = spec.model_copy(update={"head": _as_built(spec, head)})
+        return apart(base, base, head, None, tokenizer, spec)
+    model, missing = classifier(folder, device, dtype, spec.at_steps, spec.head.outputs)
     base = getattr(model, model.base_model_prefix)
     # What a LoRA adapter calls its base: a hub id says more elsewhere than the folder it was fetched to.
     model.name_or_path = base.name_or_path = str(path) if folder != Path(path) else str(folder.absolute())
     layout = probe(model, base)
     if layout is None or not _fits(layout, spec):
         return apart(base, base, Head(spec.head, base.config.hidden_size), None, tokenizer, spec)
-    spec = spec.model_copy(update={"head": layout.spec, "pooling": layout.pooling})
+    spec = spec.model_copy(update={"head": layout.spec, "pooling": spec.pooling if spec.at_steps else layout.pooling})
     head = Head(layout.spec, base.config.hidden_size)
     new = head.state_dict()
     found = {n: model.get_parameter(t).data for n, t in layout.tensors.items() if t not in missing}
@@ -122,7 +139,7 @@ def start(
 
 def _fits(layout: Layout, spec: RewardSpec) -> bool:
     """Is the classification class's own head what the spec asks for, where it asks?"""
-    pooling = layout.pooling if "pooling" not in spec.model_fields_set else spec.pooling
+    pooling = layout.pooling if "pooling" not in spec.model_fields_set or spec.at_steps else spec.pooling
     head = layout.spec.type if "type" not in spec.head.model_fields_set else spec.head.type
     return (layout.pooling, layout.spec.type) == (pooling, head)
 
@@ -146,8 +163,18 @@ def _load_parts(folder: Path, spec: RewardSpec, device: str, dtype: str) -> Part
         model = bare(base_folder, device, dtype)
         base, layout = model, None
         tensors = read_tensors(folder / HEAD_FILE)
+    elif spec.head.type == "lm_logits":
+        model, built = logits_head(base_folder, device, dtype, token_ids(tokenizer, spec.head.tokens))
+        base, layout, tensors = model, None, built.state_dict()
+        spec = spec.model_copy(update={"head": _as_built(spec, built)})
+    elif spec.at_steps and not adapter and (foreign := foreign_head(folder)):
+        model = bare(folder, device, dtype)
+        base, layout, tensors = model, None, foreign[1]
+        shape = {"outputs": len(tensors["out.weight"]), "sha256": spec.head.sha256}
+        spec = spec.model_copy(update={"head": foreign[0].spec.model_copy(update=shape)})
     else:
-        model, _ = classifier(base_folder, device, dtype)
+        outputs = (spec.at_steps and stored_outputs(base_folder)) or spec.head.outputs
+        model, _ = classifier(base_folder, device, dtype, spec.at_steps, outputs)
         base = getattr(model, model.base_model_prefix)
         layout = probe(model, base)
         if layout is None:
@@ -159,9 +186,15 @@ def _load_parts(folder: Path, spec: RewardSpec, device: str, dtype: str) -> Part
         spec = spec.model_copy(update={"head": layout.spec.model_copy(update={"sha256": spec.head.sha256})})
         if "pooling" not in spec.model_fields_set:
             spec = spec.model_copy(update={"pooling": layout.pooling})
+    check_output(spec)
     head = Head(spec.head, base.config.hidden_size).to(base.device)
     fill(head, tensors)
     return apart(model, base, head, layout, tokenizer, spec)
+
+
+def _as_built(spec: RewardSpec, head: Head) -> HeadSpec:
+    """The spec of a head of logits, with what only the model says."""
+    return spec.head.model_copy(update={"outputs": head.out.out_features, "bias": head.out.bias is not None})
 
 
 def _verify(parts: Parts, saved: RewardSpec) -> None:
@@ -224,7 +257,8 @@ def add_lora(parts: Parts, options: dict[str, Any]) -> None:
     config: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", **options}
     heads = list(parts.layout.modules) if parts.layout else []
     config["modules_to_save"] = [*{*(config.get("modules_to_save") or []), *heads}] or None
-    config["task_type"] = "SEQ_CLS" if parts.layout else "FEATURE_EXTRACTION"
+    task = "TOKEN_CLS" if parts.spec.at_steps else "SEQ_CLS"
+    config["task_type"] = task if parts.layout else "FEATURE_EXTRACTION"
     try:
         with _pooler_in_place(parts), backbones.quiet():
             parts.model = peft.get_peft_model(parts.model, peft.LoraConfig(**config))

@@ -4,7 +4,8 @@ A head knows nothing about text or about where its hidden states were read.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +60,20 @@ def check_output(spec: RewardSpec) -> None:
         raise BadInput(f"output has {len(spec.output)} weights, but the head has {k} outputs; give one for each")
 
 
+def aggregated(spec: RewardSpec, steps: Sequence[float]) -> float:
+    """The reward of an answer from those of its steps, at least one.
+
+    `min` is the usual one (Lightman et al. 2023, arXiv:2305.20050, appendix F, compares it with `prod`).
+    """
+    if spec.aggregate == "prod":
+        return math.prod(steps)
+    if spec.aggregate == "mean":
+        return math.fsum(steps) / len(steps)
+    if spec.aggregate == "last":
+        return steps[-1]
+    return min(steps) if spec.aggregate == "min" else max(steps)
+
+
 def rewards_of(spec: RewardSpec, numbers_Rk: Tensor) -> Tensor:
     """Numbers [R, k] → rewards [R]: the spec's activation, then its output or weighted sum of outputs."""
     if spec.activation == "sigmoid":
@@ -72,9 +87,9 @@ def rewards_of(spec: RewardSpec, numbers_Rk: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a `…ForSequenceClassification` class keeps a head: the head's tensor → the model's."""
+    """Where a classification class keeps a head: the head's tensor → the model's."""
 
-    spec: HeadSpec
+    spec: HeadSpec  # its outputs are those of the tensors
     pooling: str
     tensors: Mapping[str, str]
     modules: tuple[str, ...]  # what PEFT has to train and save whole
@@ -102,10 +117,33 @@ LAYOUTS: tuple[Layout, ...] = (
 )
 
 
-def layouts_for(names: frozenset[str], base: str) -> list[Layout]:
+# The same for `…ForTokenClassification`, which reads every token: what TRL's and PURE's step rewards are stored as.
+TOKEN_LAYOUTS: tuple[Layout, ...] = tuple(
+    Layout(HeadSpec(bias=True), "step", {f"out.{part}": f"{name}.{part}" for part in _WB}, (name,))
+    for name in ("score", "classifier")
+)
+# Heads of published step rewards that no class of transformers reads, by their tensors.
+FOREIGN: tuple[Layout, ...] = (
+    Layout(
+        HeadSpec(type="mlp", bias=True, hidden_act="relu"),
+        "step",
+        {
+            f"{ours}.{part}": f"{theirs}.{part}"
+            for ours, theirs in (("dense", "score.0"), ("out", "score.2"))
+            for part in _WB
+        },
+        (),
+    ),
+    Layout(HeadSpec(bias=True), "step", {f"out.{part}": f"v_head.summary.{part}" for part in _WB}, ()),
+    Layout(HeadSpec(bias=True), "step", {f"out.{part}": f"score_head.{part}" for part in _WB}, ()),
+    Layout(HeadSpec(), "step", {"out.weight": "score_head.weight"}, ()),
+)
+
+
+def layouts_for(names: frozenset[str], base: str, tokens: bool = False) -> list[Layout]:
     """The layouts whose tensors a classification model has: all of them, and no other tensor beside the backbone."""
     found = []
-    for layout in LAYOUTS:
+    for layout in TOKEN_LAYOUTS if tokens else LAYOUTS:
         tensors = {ours: theirs.format(base=base) for ours, theirs in layout.tensors.items()}
         others = {n for n in names if not n.startswith(f"{base}.")} - set(tensors.values())
         if set(tensors.values()) <= names and not others:

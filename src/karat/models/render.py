@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from karat import types
 from karat.models._literal import LiteralEncoder
+from karat.models._steps import Draft, Steps, reads
 from karat.models.backbone import first_line
 from karat.spec import Render, RewardSpec
 from karat.types import Example, Message, Refused, Unscored
@@ -61,9 +62,11 @@ class Renderer:
         limits = [n for n in (spec.render.max_length, positions) if n is not None]
         self.max_length = min(limits) if limits else None
         self._literal = LiteralEncoder(tokenizer)
-        self._check()
+        self._check(spec.at_steps)
+        in_steps = spec.render.step_token is not None
+        self._steps = Steps(tokenizer, spec, self._literal, self._apply) if in_steps else None
 
-    def _check(self) -> None:
+    def _check(self, at_steps: bool) -> None:
         if self.part.eos != "as_is" and self.tokenizer.eos_token_id is None:
             raise Refused(
                 f"the spec says eos={self.part.eos!r}, but the tokenizer has no EOS token;"
@@ -71,18 +74,34 @@ class Renderer:
             )
         if not self.part.template:
             raise Refused("the spec has no template; build it with render_part()")
+        if self.part.over_length == "cut_end" and self.part.step_token is None:
+            raise Refused("over_length='cut_end' cuts steps, and this reward has none; use 'cut_prompt'")
+        if (self.part.step_token is None) == at_steps:
+            raise Refused("pooling='step' and step_token belong together; give both, or neither")
 
     def __call__(self, examples: Iterable[Example]) -> list[Rendered | Unscored]:
         """One result per example, in order; what cannot be rendered is `Unscored` with the reason."""
-        examples = list(examples)
+        examples = [self._steps.split(e) if self._steps else e for e in examples]
+        return [self._fit(e, draft) for e, draft in zip(examples, self._drafts(examples), strict=True)]
+
+    def _drafts(self, examples: Sequence[Example]) -> list[Draft | Unscored]:
+        """Tokens, however many they are."""
+        if self._steps:
+            return [self._unusable(e) or self._steps(e) for e in examples]
         texts = [self._text(e) for e in examples]
         good = [i for i, text in enumerate(texts) if isinstance(text, str)]
         encoded = self._encode([str(texts[i]) for i in good], [examples[i] for i in good])
-        ids = dict(zip(good, encoded, strict=True))
-        return [self._fit(e, ids.get(i, texts[i])) for i, e in enumerate(examples)]
+        ids: dict[int, list[int] | Unscored] = dict(zip(good, encoded, strict=True))
+        found = [ids.get(i, text) for i, text in enumerate(texts)]
+        return [Draft(f) if isinstance(f, list) else f for f in found if not isinstance(f, str)]
 
     def text(self, example: Example) -> str:
         """The rendered text, for people to look at. Raises Refused where the template refuses."""
+        if self._steps:
+            draft = self._drafts([self._steps.split(example)])[0]
+            if isinstance(draft, Unscored):
+                raise Refused(draft.reason)
+            return str(self.tokenizer.decode(draft.ids))
         text = self._text(example)
         if isinstance(text, Unscored):
             raise Refused(text.reason)
@@ -96,7 +115,8 @@ class Renderer:
         bos = self.tokenizer.bos_token_id
         if bos is not None and ids[:1] != [bos] and self._adds_bos():
             ids = [bos, *ids]
-        return self._measured(ids, ())
+        marks = self._steps.find(ids) if self._steps else ()
+        return marks if isinstance(marks, Unscored) else self._measured(Draft(ids, marks), ())
 
     def _adds_bos(self) -> bool:
         start: list[int] = self.tokenizer("", add_special_tokens=True)["input_ids"][:1]
@@ -105,8 +125,13 @@ class Renderer:
     # Rendering to text
 
     def _text(self, example: Example) -> str | Unscored:
-        messages = [*example.prompt, Message("assistant", example.response)]
-        for message in messages:
+        if unusable := self._unusable(example):
+            return unusable
+        return self._apply([*example.prompt, Message("assistant", example.response)])
+
+    def _unusable(self, example: Example) -> Unscored | None:
+        """Why an example has no text of this layout."""
+        for message in (*example.prompt, *(Message("assistant", part) for part in example.steps or [example.response])):
             if broken := _surrogate(message.content) or _surrogate(message.role):
                 return Unscored(broken)
             if not _ROLE.fullmatch(message.role):
@@ -121,7 +146,7 @@ class Renderer:
                 f"layout 'concat' takes one prompt message and got {len(example.prompt)};"
                 " use layout='dialogue' or a tokenizer with a chat template"
             )
-        return self._apply(messages)
+        return None
 
     def _apply(self, messages: Sequence[Message]) -> str | Unscored:
         template = self.part.template
@@ -179,14 +204,27 @@ class Renderer:
 
     # Length and reads
 
-    def _fit(self, example: Example, ids: list[int] | str | Unscored) -> Rendered | Unscored:
-        if isinstance(ids, Unscored):
-            return ids
-        assert not isinstance(ids, str)
+    def _fit(self, example: Example, draft: Draft | Unscored) -> Rendered | Unscored:
+        if isinstance(draft, Unscored):
+            return draft
         flags = _flags(example)
-        if self.max_length is None or len(ids) <= self.max_length or self.part.over_length == "error":
-            return self._measured(ids, flags)
+        if self.part.over_length == "cut_end":
+            return self._measured(*self._cut_end(draft, flags))
+        if self.max_length is None or len(draft.ids) <= self.max_length or self.part.over_length == "error":
+            return self._measured(draft, flags)
         return self._cut(example, flags)
+
+    def _cut_end(self, draft: Draft, flags: tuple[str, ...]) -> tuple[Draft, tuple[str, ...], bool]:
+        """Only the first tokens, and of the marks those that are whole."""
+        longest = [n for n in (self.max_length, self._completion_end(draft)) if n is not None]
+        ids = draft.ids[: min(longest)] if longest else draft.ids
+        marks = tuple(m for m in draft.marks if m[1] < len(ids))
+        cut = len(ids) < len(draft.ids)
+        return Draft(ids, marks, draft.start), (*flags, "over_length_cut") if cut else flags, cut
+
+    def _completion_end(self, draft: Draft) -> int | None:
+        most = self.part.max_completion_length
+        return None if most is None else draft.start + most
 
     def _cut(self, example: Example, flags: tuple[str, ...]) -> Rendered | Unscored:
         """Remove as few characters as possible from the left of the prompt; system messages and the answer stay."""
@@ -195,7 +233,7 @@ class Renderer:
         fitting = self._without(example, high)
         if isinstance(fitting, Unscored):
             return fitting
-        if len(fitting) > self.max_length:
+        if len(fitting.ids) > self.max_length:
             return Unscored(
                 f"the answer needs more than max_length={self.max_length} tokens even without its prompt;"
                 " raise max_length",
@@ -203,19 +241,18 @@ class Renderer:
             )
         while low < high:
             middle = (low + high) // 2
-            ids = self._without(example, middle)
-            if not isinstance(ids, Unscored) and len(ids) <= self.max_length:
-                fitting, high = ids, middle
+            draft = self._without(example, middle)
+            if not isinstance(draft, Unscored) and len(draft.ids) <= self.max_length:
+                fitting, high = draft, middle
             else:
                 low = middle + 1
         return self._measured(fitting, (*flags, "over_length_cut"), truncated=True)
 
-    def _without(self, example: Example, characters: int) -> list[int] | Unscored:
-        shorter = replace(example, prompt=cut_left(example.prompt, characters))
-        text = self._text(shorter)
-        return text if isinstance(text, Unscored) else self._encode([text], [shorter])[0]
+    def _without(self, example: Example, characters: int) -> Draft | Unscored:
+        return self._drafts([replace(example, prompt=cut_left(example.prompt, characters))])[0]
 
-    def _measured(self, ids: list[int], flags: tuple[str, ...], truncated: bool = False) -> Rendered | Unscored:
+    def _measured(self, draft: Draft, flags: tuple[str, ...], truncated: bool = False) -> Rendered | Unscored:
+        ids = draft.ids
         if not ids:
             return Unscored("prompt and answer are empty and the tokenizer adds no token, so there is nothing to read")
         if self.max_length is not None and len(ids) > self.max_length:
@@ -224,6 +261,10 @@ class Renderer:
                 " raise it, or use over_length='cut_prompt' to cut the prompt from the left",
                 over_length=True,
             )
+        if self._steps:
+            if not draft.marks:
+                return Unscored(f"no step ends within max_length={self.max_length}; raise it", over_length=True)
+            return Rendered(types.Sequence(tuple(ids), {self.pooling: reads(draft, self.pooling)}), truncated, flags)
         eos = self.tokenizer.eos_token_id
         if self.part.eos == "require" and ids[-1] != eos:
             return Unscored("the text does not end in the EOS token that the spec requires; use eos='append' to add it")
@@ -278,7 +319,8 @@ def render_part(
     if part.layout == "chat" and (template := part.template or chat_template(tokenizer)):
         return part.model_copy(update={"template": template})
     layout = plain if part.layout == "chat" else part.layout
-    ends = append_eos and "eos" not in part.model_fields_set and tokenizer.eos_token_id is not None
+    in_steps = part.step_token is not None
+    ends = append_eos and not in_steps and "eos" not in part.model_fields_set and tokenizer.eos_token_id is not None
     update = {"layout": layout, "template": part.template or PLAIN[layout], "eos": "append" if ends else part.eos}
     return part.model_copy(update=update)
 

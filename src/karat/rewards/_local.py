@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from karat import types
-from karat.engine.base import Engine, EngineError, TrainingForward
+from karat.engine.base import Engine, EngineError, States, TrainingForward
 from karat.engine.probe import choose
 from karat.engine.tiles import in_tiles
 from karat.formats.base import unsupported
 from karat.models import checkpoint
 from karat.models.checkpoint import Parts
-from karat.models.heads import Head, rewards_of
+from karat.models.heads import Head, aggregated, rewards_of
 from karat.models.render import Rendered, Renderer
-from karat.rewards.base import Output, Ranked, kind
+from karat.rewards.base import Output, Ranked, defaults, kind
 from karat.spec import ids_hash
 from karat.types import BadInput, Example, Message, Prompt, Refused, Result, Reward, Unscored, as_messages
 
@@ -58,6 +58,7 @@ class Scored(NamedTuple):
 
     value: float
     cached_tokens: int
+    steps: tuple[float, ...] | None = None  # where rewards are read at steps
 
 
 class LocalModel:
@@ -114,9 +115,22 @@ class LocalModel:
                     raise Refused(result.reason)
                 yield result
 
+    def score_steps(self, prompt: Prompt, steps: Sequence[str]) -> Result:
+        """The reward of one answer that is given in steps, with a reward for each of them in `steps`.
+
+        Raises:
+            Refused: the model has no rewards of steps.
+            BadInput: `steps` is no list of texts.
+        """
+        if not self.spec.at_steps:
+            raise Refused(f"a {self.spec.kind} model has one reward for a whole answer; use score, or a process model")
+        if isinstance(steps, str) or not isinstance(steps, Iterable):
+            raise BadInput("steps has to be a list of texts; put a single step into a list")
+        return self._score([{"prompt": prompt, "steps": list(steps)}])[0]
+
     def compare(self, prompt: Prompt, a: str, b: str) -> float:
         """Probability that `a` is preferred to `b`."""
-        if self.spec.activation != "identity":
+        if self.spec.activation != "identity" and not self.spec.at_steps:
             raise Refused(
                 "compare needs raw rewards, whose leads are log-odds; load the model with activation='identity'"
             )
@@ -160,14 +174,32 @@ class LocalModel:
         return [scored.value for scored in self.scored(sequences)]
 
     @torch.no_grad()
-    def scored(self, sequences: Sequence[types.Sequence]) -> list[Scored]:
-        """The reward of each sequence, and what of it was not computed for it; equal ones get the same bits."""
-        if not sequences:
-            return []
+    def numbers(self, sequences: Sequence[types.Sequence]) -> tuple[Tensor, list[States]]:
+        """The head's numbers at every read, float32 [R, k], and the states of each sequence; equal ones get equal bits.
+
+        Where steps are read, a sequence has a read per step, else one.
+        """
         found = self.engine.run(list(sequences))
         states_RD = torch.cat([states[self.spec.pooling] for states in found]).to(self.parts.device)
-        values = rewards_of(self.spec, in_tiles(self.parts.head, states_RD)).tolist()
-        return [Scored(value, states.cached_tokens) for value, states in zip(values, found, strict=True)]
+        return in_tiles(self.parts.head, states_RD), found
+
+    def scored(self, sequences: Sequence[types.Sequence]) -> list[Scored]:
+        """The reward of each sequence, and what of it was not computed for it."""
+        if not sequences:
+            return []
+        numbers_Rk, found = self.numbers(sequences)
+        return self.rewards(numbers_Rk, found)
+
+    def rewards(self, numbers_Rk: Tensor, found: Sequence[States]) -> list[Scored]:
+        """What `numbers` gave as rewards: activation, output and, where steps are read, their aggregate."""
+        values, out = iter(rewards_of(self.spec, numbers_Rk).tolist()), []
+        for states in found:
+            own = tuple(islice(values, len(states[self.spec.pooling])))
+            if self.spec.at_steps:
+                out.append(Scored(aggregated(self.spec, own), states.cached_tokens, own))
+            else:
+                out.append(Scored(own[0], states.cached_tokens))
+        return out
 
 
 def _read(row: Any) -> Example | Unscored:
@@ -180,13 +212,13 @@ def _read(row: Any) -> Example | Unscored:
 def _reward(rendered: Rendered, scored: Scored | Unscored) -> Result:
     if isinstance(scored, Unscored):
         return scored
-    value, cached = scored
-    if not abs(value) < float("inf"):
+    value, cached, steps = scored
+    if not all(abs(v) < float("inf") for v in (value, *(steps or ()))):
         return Unscored(
             f"the model gave {value}, which is no reward; check its weights, or load it with dtype='float32'"
         )
     tokens = len(rendered.sequence.ids)
-    return Reward(value, tokens=tokens, cached_tokens=cached, truncated=rendered.truncated, flags=rendered.flags)
+    return Reward(value, steps, tokens=tokens, cached_tokens=cached, truncated=rendered.truncated, flags=rendered.flags)
 
 
 def as_example(row: Any) -> Example:
@@ -208,7 +240,13 @@ def as_example(row: Any) -> Example:
     if isinstance(row, Mapping) and row.get("messages") and _is_conversation(row["messages"]):
         *prompt, last = as_messages(row["messages"])
         return _answered(tuple(prompt), last, row.get("context") or {})
-    raise BadInput(f"an example needs `prompt` and `response`, or `messages`, but got {row!r:.80}")
+    if isinstance(row, Mapping) and _is_steps(row.get("steps")) and _is_conversation(row.get("prompt")):
+        return Example.of_steps(row["prompt"], row["steps"], row.get("context"))
+    raise BadInput(f"an example needs `prompt` and `response` or `steps`, or `messages`, but got {row!r:.80}")
+
+
+def _is_steps(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(step, str) for step in value)
 
 
 def _is_conversation(value: Any) -> bool:
@@ -227,7 +265,8 @@ def load(
     """A reward model from a folder or hub id; see `karat.load`."""
     if not isinstance(path, str | Path):
         raise BadInput(f"a model is the path of a folder or a hub id, but got {path!r:.80}")
-    return LocalModel(checkpoint.load(path, device, dtype, **options), deterministic=deterministic)
+    given = defaults(str(options["kind"]), options) if "kind" in options else {}
+    return LocalModel(checkpoint.load(path, device, dtype, given, **options), deterministic=deterministic)
 
 
 def golden_values(parts: Parts, examples: Sequence[Example]) -> list[float | None]:

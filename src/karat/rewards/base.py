@@ -3,13 +3,13 @@
 A kind is a file of this folder; its name is the word that users type and its first line is what `karat kinds` prints.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from karat import members
-from karat.spec import one_line
+from karat.spec import RewardSpec, one_line
 from karat.types import BadInput, Example, Item, Prompt, Result, Reward, nearest
 
 if TYPE_CHECKING:
@@ -65,11 +65,24 @@ class Options(BaseModel):
 class Kind(Protocol):
     """What a kind of reward says about itself; constructed with its options.
 
-    B rows of training data, K sequences to a row at most.
+    B rows of training data, K reads to a row at most (one to a sequence, or one to a step), k outputs of the head.
     """
 
     items: tuple[type, ...]  # the item types it learns from
     output: Output  # what its rewards are
+
+    @classmethod
+    def defaults(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """What a spec of this kind says where neither a checkpoint nor these spec options do."""
+        ...
+
+    def by(self, spec: RewardSpec) -> Self:
+        """As it learns with a spec.
+
+        Raises:
+            BadInput: it cannot.
+        """
+        ...
 
     def examples(self, item: Any) -> tuple[Example, ...]:
         """The sequences of one training row."""
@@ -83,12 +96,16 @@ class Kind(Protocol):
         """Why one row cannot be learnt from, or the empty string."""
         ...
 
+    def size(self, item: Any) -> float:
+        """How many labels the loss of a row is the mean of: what it counts beside its weight."""
+        ...
+
     def targets(self, items: Sequence[Any]) -> "dict[str, Tensor]":
         """What the rows say, as tensors whose first axis is B."""
         ...
 
-    def loss(self, rewards_BK: "Tensor", present_BK: "Tensor", targets: "dict[str, Tensor]") -> "Tensor":
-        """Loss of each row, shape [B], in nats or squared labels."""
+    def loss(self, numbers_BKk: "Tensor", present_BK: "Tensor", targets: "dict[str, Tensor]") -> "Tensor":
+        """Loss of each row, shape [B], in nats or squared labels, from the head's numbers."""
         ...
 
     def compare(self, a: Reward, b: Reward) -> float:
@@ -117,6 +134,16 @@ def kind(name: str, options: dict[str, Any] | None = None) -> Kind:
     except ValidationError as error:
         raise BadInput(f"an option of kind {name} is wrong: {one_line(error)}") from None
     return made
+
+
+def defaults(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a spec of a kind says where neither a checkpoint nor these spec options do.
+
+    Raises:
+        BadInput: there is no such kind.
+    """
+    found: dict[str, Any] = members.load("rewards", name, "kind").KIND.defaults(options)
+    return found
 
 
 def option_names(name: str) -> dict[str, Any]:

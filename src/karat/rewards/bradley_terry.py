@@ -5,8 +5,8 @@ Plackett-Luce. The constant of such a reward is arbitrary: values of one prompt 
 different prompts only if training centred them.
 """
 
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, final
 
 import torch
 from pydantic import Field
@@ -15,6 +15,7 @@ from torch import Tensor
 from karat import losses
 from karat.rewards._numbers import logistic
 from karat.rewards.base import Options, Output
+from karat.spec import RewardSpec
 from karat.types import Example, Item, Pair, Ranking, Reward
 
 
@@ -36,6 +37,15 @@ class BradleyTerry:
     def __init__(self, options: BradleyTerryOptions) -> None:
         self.options = options
 
+    @classmethod
+    def defaults(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """None beyond the spec's own."""
+        return {}
+
+    def by(self, spec: RewardSpec) -> Self:
+        """The same with any spec."""
+        return self
+
     def examples(self, item: Pair | Ranking) -> tuple[Example, ...]:
         """Chosen and rejected, or the candidates."""
         return (item.chosen, item.rejected) if isinstance(item, Pair) else item.candidates
@@ -48,6 +58,10 @@ class BradleyTerry:
         """None: types already hold labels to their ranges."""
         return ""
 
+    def size(self, item: Any) -> float:
+        """One."""
+        return 1.0
+
     def targets(self, items: Sequence[Pair | Ranking]) -> dict[str, Tensor]:
         """`ranks_BK` (1 best, 0 no candidate), and for pairs `preference_B` and `margin_B`."""
         ranks = [(1, 2) if isinstance(i, Pair) else i.ranks for i in items]
@@ -59,9 +73,9 @@ class BradleyTerry:
             "pair_B": torch.tensor([isinstance(i, Pair) for i in items]),
         }
 
-    def loss(self, rewards_BK: Tensor, present_BK: Tensor, targets: dict[str, Tensor]) -> Tensor:
+    def loss(self, numbers_BKk: Tensor, present_BK: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """Bradley-Terry for pairs, Plackett-Luce for rankings, in nats, shape [B]."""
-        wrong = self.options.label_smoothing
+        rewards_BK, wrong = numbers_BKk[..., 0], self.options.label_smoothing
         preference_B = targets["preference_B"] * (1 - wrong) + (1 - targets["preference_B"]) * wrong
         pairs_B = losses.bradley_terry(rewards_BK[:, 0], rewards_BK[:, 1], preference_B, targets["margin_B"])
         rankings_B = losses.plackett_luce(rewards_BK, targets["ranks_BK"])

@@ -3,8 +3,8 @@
 Source: Cobbe et al. 2021, arXiv:2110.14168 (verifiers). The reward is the raw logit; `sigmoid` gives the probability.
 """
 
-from collections.abc import Sequence
-from typing import Literal, final
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self, final
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from karat import losses
 from karat.rewards._numbers import logistic
 from karat.rewards.base import Options, Output
+from karat.spec import RewardSpec
 from karat.types import Example, Item, Labelled, Reward
 
 
@@ -32,6 +33,15 @@ class Outcome:
         self.options = options
         self.output: Output = "rating" if options.objective == "mse" else "logit"
 
+    @classmethod
+    def defaults(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """None beyond the spec's own."""
+        return {}
+
+    def by(self, spec: RewardSpec) -> Self:
+        """The same with any spec."""
+        return self
+
     def examples(self, item: Labelled) -> tuple[Example, ...]:
         """The labelled answer."""
         return (item.example,)
@@ -49,14 +59,18 @@ class Outcome:
             return f"label {item.label:g} is not in 0 to 1; scale the labels, or learn ratings with --objective mse"
         return ""
 
+    def size(self, item: Any) -> float:
+        """One."""
+        return 1.0
+
     def targets(self, items: Sequence[Labelled]) -> dict[str, Tensor]:
         """`label_B`."""
         return {"label_B": torch.tensor([i.label for i in items], dtype=torch.float32)}
 
-    def loss(self, rewards_BK: Tensor, present_BK: Tensor, targets: dict[str, Tensor]) -> Tensor:
+    def loss(self, numbers_BKk: Tensor, present_BK: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """Cross-entropy in nats, or squared error, shape [B]."""
         loss = losses.outcome_bce if self.options.objective == "bce" else losses.outcome_mse
-        return loss(rewards_BK[:, 0], targets["label_B"])
+        return loss(numbers_BKk[:, 0, 0], targets["label_B"])
 
     def compare(self, a: Reward, b: Reward) -> float:
         """For log-odds: P(a is right | exactly one of them is). For ratings, who is higher: 1, 0.5 or 0."""

@@ -15,9 +15,10 @@ from karat.models.render import Rendered, Renderer
 from karat.rewards.base import Kind
 from karat.training._progress import shown
 from karat.training.config import TrainConfig
-from karat.types import BadInput, Item, Pair, Unscored, grouped
+from karat.types import BadInput, Item, Pair, Stepped, Unscored, grouped
 
 _SAME = "its answers are the same tokens, so it prefers none"
+_CUT = "prompt cut from the left to fit max_length"
 _CHUNK = 64  # items that are rendered together: a quarter faster than one by one
 
 
@@ -145,18 +146,35 @@ def _row(item: Item, rendered: str | list[Rendered | Unscored], over_length: str
             account.dropped.append((item.origin, "longer than max_length" if result.over_length else result.reason))
             return None
     sequences = tuple(r.sequence for r in rendered if isinstance(r, Rendered))
+    if isinstance(item, Stepped):
+        return _stepped(item, [r for r in rendered if isinstance(r, Rendered)], account)
     if len(sequences) > 1 and len({s.ids for s in sequences}) == 1:
         account.dropped.append((item.origin, _SAME))
         return None
     if any(r.truncated for r in rendered if isinstance(r, Rendered)):
-        account.cut.append((item.origin, "prompt cut from the left to fit max_length"))
+        account.cut.append((item.origin, _CUT))
     if isinstance(item, Pair) and item.preference == 0.5:
         account.tied.append((item.origin, "labelled a tie"))
     return Row(item, sequences)
 
 
+def _stepped(item: Stepped, rendered: Sequence[Rendered], account: Account) -> Row | None:
+    """A row of the steps that were not cut off."""
+    sequences = tuple(r.sequence for r in rendered)
+    kept = item.first(len(read) for s in sequences for read in s.reads.values() if isinstance(read, tuple))
+    if not any(label is not None for labels in kept.labels for label in labels):
+        account.dropped.append((item.origin, "every labelled step was cut off by max_length"))
+        return None
+    if kept.labels != item.labels:
+        account.cut.append((item.origin, "steps behind max_length cut off"))
+    elif any(r.truncated for r in rendered):
+        account.cut.append((item.origin, _CUT))
+    return Row(kept, sequences)
+
+
 def _wrong_items(item: Any, kind: Kind) -> str:
     words = {"Pair": "preference pairs", "Labelled": "labelled answers", "Ranking": "rankings", "Example": "answers"}
+    words |= {"Stepped": "answers with labelled steps"}
     wanted = " or ".join(words[c.__name__] for c in kind.items)
     return (
         f"this kind learns from {wanted}, but {getattr(item, 'origin', '') or 'the data'} holds"

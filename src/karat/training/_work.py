@@ -21,7 +21,7 @@ from karat.training.config import TrainConfig
 from karat.types import BadInput
 
 _SETTINGS, _ROWS, _STATE = "run.yaml", "rows.sha256", "trainer_state.json"
-_SAID = ("preference", "margin", "label", "ranks", "weight")  # what an item of some class may say
+_SAID = ("preference", "margin", "label", "labels", "ranks", "weight")  # what an item of some class may say
 
 
 def folder(config: TrainConfig) -> Path:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from karat import types
 from karat.rewards.base import Kind
 from karat.training._data import Row
 from karat.types import BadInput, CheckpointError
@@ -25,33 +26,38 @@ Judge = Callable[[], dict[str, float]]
 
 
 def labels(kind: Kind, rows: Sequence[Row]) -> dict[str, Any]:
-    """What B rows say of the rewards of their sequences, which lie one after the other.
+    """What B rows say of the numbers at their sequences' reads, which lie one after the other.
 
-    `slots_BK` are indices of rewards, -1 where a row has no candidate; `weight_B` and the kind's `targets`.
+    `slots_BK` are indices of reads, -1 where a row has no more; `weight_B` and the kind's `targets`.
     """
-    width = max(len(row.sequences) for row in rows)
-    slots_BK = torch.full((len(rows), width), -1)
+    reads = [sum(map(_count, row.sequences)) for row in rows]
+    slots_BK = torch.full((len(rows), max(reads)), -1)
     at = 0
-    for number, row in enumerate(rows):
-        slots_BK[number, : len(row.sequences)] = torch.arange(at, at + len(row.sequences))
-        at += len(row.sequences)
+    for number, count in enumerate(reads):
+        slots_BK[number, :count] = torch.arange(at, at + count)
+        at += count
     return {
         "slots_BK": slots_BK,
         "targets": kind.targets([row.item for row in rows]),
-        "weight_B": torch.tensor([row.item.weight for row in rows], dtype=torch.float32),
+        "weight_B": torch.tensor([row.item.weight * kind.size(row.item) for row in rows], dtype=torch.float32),
     }
 
 
-def losses_of(kind: Kind, rewards_R: Tensor, said: dict[str, Any]) -> Tensor:
-    """Loss of each row [B] from the rewards of all their sequences and what `labels` says of them."""
+def _count(sequence: types.Sequence) -> int:
+    """Numbers that a sequence gives: one per position, and one for a mean."""
+    return sum(1 if isinstance(read, types.Span) else len(read) for read in sequence.reads.values())
+
+
+def losses_of(kind: Kind, numbers_Rk: Tensor, said: dict[str, Any]) -> Tensor:
+    """Loss of each row [B] from the head's numbers at all their reads and what `labels` says of them."""
     slots_BK = said["slots_BK"]
-    return kind.loss(rewards_R[slots_BK.clamp(min=0)], slots_BK >= 0, said["targets"])
+    return kind.loss(numbers_Rk[slots_BK.clamp(min=0)], slots_BK >= 0, said["targets"])
 
 
-def mean_loss(kind: Kind, rows: Sequence[Row], rewards: Sequence[float]) -> float:
-    """The weighted mean loss of rows whose sequences have these rewards; 0 where no row weighs anything."""
+def mean_loss(kind: Kind, rows: Sequence[Row], numbers_Rk: Tensor) -> float:
+    """The weighted mean loss of rows whose reads have these numbers; 0 where no row weighs anything."""
     said = labels(kind, rows)
-    loss_B = losses_of(kind, torch.tensor(rewards, dtype=torch.float32), said)
+    loss_B = losses_of(kind, numbers_Rk.cpu(), said)
     return float((said["weight_B"] * loss_B).sum() / _above_zero(said["weight_B"].sum()))
 
 
@@ -144,7 +150,7 @@ class RewardTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """The batch's share of the step's loss, in nats."""
-        loss_B = losses_of(self.kind, model(**inputs["batch"])[:, 0], inputs)
+        loss_B = losses_of(self.kind, model(**inputs["batch"]), inputs)
         weight_B = inputs["weight_B"]
         total = weight_B.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
         # Gradients are averaged over processes, and the total counts the rows of all of them.

@@ -29,7 +29,7 @@ from karat.models.backbone import first_line, quiet
 from karat.models.checkpoint import Parts
 from karat.models.render import Rendered, Renderer
 from karat.rewards._local import LocalModel, RewardModule, golden_values
-from karat.rewards.base import Kind, kind
+from karat.rewards.base import Kind, defaults, kind
 from karat.spec import RewardSpec
 from karat.training import _data, _work
 from karat.training._data import Account, Row
@@ -105,6 +105,7 @@ def _run(config: TrainConfig, state: PartialState) -> Trained:
     with state.main_process_first():
         model = _starting_model(config, work, train, made)
     parts, policy = _start(config, model, state, _layout_for(train, made))
+    made = made.by(parts.spec)
     renderer = Renderer(parts.tokenizer, parts.spec, parts.positions)
     rows = _data.prepare(train, made, renderer, policy, train_account)
     held_out = _data.prepare(rest, made, renderer, policy, rest_account)
@@ -176,14 +177,15 @@ def _start(config: TrainConfig, model: str, state: PartialState, plain: str = "c
     """The model to train, and what is done with over-long rows."""
     options = dict(config.spec)
     policy = str(options.pop("over_length", "drop"))
-    if policy not in ("error", "drop", "cut_prompt"):
-        raise BadInput(f"over_length has to be error, drop or cut_prompt, not {policy!r}")
-    options["over_length"] = "cut_prompt" if policy == "cut_prompt" else "error"
-    if options.get("activation", "identity") != "identity":
+    if policy not in ("error", "drop", "cut_prompt", "cut_end"):
+        raise BadInput(f"over_length has to be error, drop, cut_prompt or cut_end, not {policy!r}")
+    options["over_length"] = "error" if policy == "drop" else policy
+    given = defaults(config.kind, {**options, **config.options})
+    if options.get("activation", given.get("activation", "identity")) != given.get("activation", "identity"):
         raise BadInput(
             "losses work on raw rewards; leave activation out, and give it when the model is loaded to score"
         )
-    spec = RewardSpec(kind=config.kind, options=config.options).with_options(**options)
+    spec = RewardSpec(kind=config.kind, options=config.options).with_options(**{**given, **options})
     device = str(state.device) if state.device.type == "cuda" else "cpu"
     parts = checkpoint.start(model, spec, device, plain=plain)
     _without_dropout(parts.backbone)
@@ -289,9 +291,10 @@ class _Run:
 
     def _judge(self) -> dict[str, float]:
         """Figures of the held-out rows."""
-        rewards = self.local.values([s for row in self.held_out for s in row.sequences])
-        figures = {"loss": mean_loss(self.kind, self.held_out, rewards)}
-        result, _ = self.evaluate(lambda _: [Reward(value) for value in rewards])
+        numbers_Rk, found = self.local.numbers([s for row in self.held_out for s in row.sequences])
+        figures = {"loss": mean_loss(self.kind, self.held_out, numbers_Rk)}
+        rewards = self.local.rewards(numbers_Rk, found)
+        result, _ = self.evaluate(lambda _: [Reward(scored.value, scored.steps) for scored in rewards])
         if result is not None:
             figures |= {f.name: f.value for f in result.figures if f.name in (result.accuracy, result.headline)}
         return figures

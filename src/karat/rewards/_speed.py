@@ -1,0 +1,550 @@
+"""How fast a model scores here: karat beside plain transformers, on the same weights and the same ids, by turns.
+
+What it measures is true of this machine and this run. It knows nothing about what scores mean.
+"""
+
+import ctypes
+import inspect
+import math
+import os
+import resource
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from karat import arithmetic, types
+from karat.arithmetic import Problem
+from karat.engine.forest import ForestEngine
+from karat.engine.padded import PaddedEngine, PaddedForward, plan
+from karat.engine.probe import TOLERANCE
+from karat.engine.tree import Separate, Tree, packed
+from karat.models.heads import rewards_of
+from karat.models.render import Rendered, Renderer
+from karat.progress import track
+from karat.rewards._local import LocalModel
+from karat.types import BadInput, Example, Message, Refused, Span, Unscored
+
+PAIRS, GROUP, BEAMS, STEPS, SHOTS = 32, 16, 4, 8, 8
+BATCH = 16  # sequences that are padded together in the order they come
+BUDGET = 4096  # tokens, pads included, that are padded together where sequences are sorted by length
+ROWS = 1024  # of the products that show the matrix rate
+MIB = 2**20
+CPU = torch.device("cpu")
+Way: TypeAlias = Literal["loop", "padded", "sorted"]
+Texts: TypeAlias = list[list[Example]]
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is scored: calls one after the other, each a list of sequences."""
+
+    name: str
+    what: str
+    calls: list[list[types.Sequence]]
+
+
+class Run(NamedTuple):
+    """What a side made of a workload."""
+
+    scores: list[float]  # one per sequence, call after call
+    computed: int | None = None  # tokens that went through the model, pads included; None: not known
+    seconds: float | None = None  # by a clock of its own; None: ours counts
+    peak_MiB: float | None = None  # likewise
+
+
+class Side(Protocol):
+    """One way to score."""
+
+    def rest(self) -> None:
+        """Forget what earlier runs left; called on all sides before every run, outside the clock."""
+        ...
+
+    def __call__(self, workload: Workload) -> Run:
+        """Score everything."""
+        ...
+
+
+class Rate(NamedTuple):
+    """What a token costs and what the machine gives."""
+
+    per_token: int  # FLOP of the model's linear layers for one token
+    per_second: float  # FLOP/s in products of just these shapes
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What times and tokens are measured against."""
+
+    device: torch.device = CPU
+    causal: bool = True  # a token's state is blind to what follows, so that prefixes can be shared
+    rate: Rate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A side at a workload."""
+
+    workload: str
+    side: str
+    median: float  # seconds
+    min: float
+    max: float
+    ratio: float  # its time over the first side's, turn by turn: median, lowest, highest
+    ratio_min: float
+    ratio_max: float
+    seconds: tuple[float, ...]  # of each turn
+    tokens: int  # given
+    needed: int  # tokens with distinct prefixes: what has to be computed once, over all calls
+    computed: int | None  # tokens that went through the model, pads included; None: not known
+    of_matrix_rate: float | None  # 1: as fast as the products of the needed tokens alone; None: not known
+    peak_MiB: float  # of the process, or of the GPU's memory that torch holds; with the model
+    moves_a_score_by: float | None  # at most, from the first side's; None: a score is no finite number
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What was measured, and where."""
+
+    workloads: dict[str, str]  # name → what is scored
+    rows: list[Row]
+    machine: dict[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        """All of it as JSON holds it."""
+        return asdict(self)
+
+
+def bench(model: LocalModel, repeats: int = 5) -> Speed:
+    """Every workload by karat and by plain transformers, taking turns `repeats` times after one that warms.
+
+    Raises:
+        BadInput: `repeats` is below 1.
+        Refused: the model's template does not take the built-in texts.
+        MemoryError: the GPU's memory ran out.
+    """
+    if repeats < 1:
+        raise BadInput(f"repeats is {repeats}, but at least one turn has to be measured")
+    backbone = model.parts.backbone
+    ground = Ground(model.parts.device, is_causal(model), matrix_rate(backbone))
+    sides: dict[str, Side] = {"karat": Karat(model)}
+    ways: tuple[Way, ...] = ("loop", "sorted")
+    sides |= {f"transformers, {way}": Transformers(backbone, _scorer(model), way) for way in ways}
+    made = workloads(model)
+    try:
+        found = [compare(w, sides, repeats, ground) for w in track(made, len(made), "workloads measured")]
+    except torch.OutOfMemoryError as error:
+        raise MemoryError from error
+    return Speed({w.name: w.what for w in made}, list(chain(*found)), _machine(model, ground))
+
+
+def _machine(model: LocalModel, ground: Ground) -> dict[str, Any]:
+    return {
+        "device": str(ground.device),
+        "dtype": str(next(model.parts.backbone.parameters()).dtype).removeprefix("torch."),
+        "engine": _engine(model),
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "flop_per_token": ground.rate and ground.rate.per_token,
+        "matrix_flop_per_second": ground.rate and ground.rate.per_second,
+        "peak_is_of_each_run": _reset_peak(ground.device),
+    }
+
+
+def _engine(model: LocalModel) -> str:
+    if isinstance(model.engine, ForestEngine):
+        return "shared prefixes" if model.engine.causal else "packed rows"
+    return "padded rows"
+
+
+# Workloads, from karat's built-in problems through the model's own renderer.
+
+
+def workloads(model: LocalModel) -> list[Workload]:
+    """W1 to W4. Where the model takes few tokens, prompts hold fewer worked examples, or are cut from the left.
+
+    The words of each workload say what was done to it.
+
+    Raises:
+        Refused: the template does not take such texts, or the model takes too few tokens for any answer.
+    """
+    first, *others = arithmetic.problems(1 + STEPS // 2, split="test")
+    group = [c.response for c in arithmetic.candidates(first, GROUP)]
+    pairs = [e for pair in arithmetic.pairs(PAIRS, split="test") for e in (pair.chosen, pair.rejected)]
+    w2 = _fitted(model, "W2", f"best of {GROUP}", lambda shots: [_answers([first], group, shots)])
+    return [
+        _workload(model, "W1", f"{PAIRS} pairs of answers to one prompt each", [pairs]),
+        w2,
+        _fitted(model, "W3", f"{BEAMS} beams grow by {STEPS} steps", lambda shots: _grown(others, shots)),
+        Workload("W4", "the answers of W2 as single requests", [[sequence] for sequence in w2.calls[0]]),
+    ]
+
+
+def _answers(problems: Iterable[Problem], responses: Iterable[str], shots: int) -> list[Example]:
+    """Examples whose prompt tells worked examples and then asks the problems."""
+    worked = (f"{p.question}\n{_solution(p)}\n\n" for p in arithmetic.problems(shots))
+    prompt = (Message("user", "".join(worked) + "\n".join(p.question for p in problems)),)
+    return [Example(prompt, response) for response in responses]
+
+
+def _solution(problem: Problem) -> str:
+    return "\n".join((*problem.steps, f"Answer: {problem.answer}"))
+
+
+def _grown(problems: list[Problem], shots: int) -> Texts:
+    """Beams after each step, all scored anew; a problem has at least two steps."""
+    drawn = zip(*(arithmetic.candidates(p, BEAMS) for p in problems), strict=True)
+    beams = [[step for candidate in beam for step in candidate.steps] for beam in drawn]
+    return [_answers(problems, ["\n".join(beam[:n]) for beam in beams], shots) for n in range(1, STEPS + 1)]
+
+
+def _fitted(model: LocalModel, name: str, what: str, texts: Callable[[int], Texts]) -> Workload:
+    """With as many worked examples in the prompt as fit."""
+    shots = SHOTS
+    while shots and any(isinstance(one, Unscored) for one in chain(*_rendered(model, texts(shots), "error"))):
+        shots -= 1
+    fewer = f", as the model takes {model.renderer.max_length} tokens" if shots < SHOTS else ""
+    return _workload(model, name, f"{what}; the prompt has {shots} of {SHOTS} worked examples{fewer}", texts(shots))
+
+
+def _workload(model: LocalModel, name: str, what: str, texts: Texts) -> Workload:
+    found = _rendered(model, texts, "cut_prompt")
+    calls = [[one.sequence for one in call if isinstance(one, Rendered)] for call in found]
+    count, limit = sum(map(len, texts)), model.renderer.max_length
+    if not any(calls):
+        raise Refused(f"the model takes {limit} tokens, which hold none of the built-in answers; raise max_length")
+    if cut := sum(isinstance(one, Rendered) and one.truncated for one in chain(*found)):
+        what += f"; {cut} of {count} prompts are cut from the left to {limit} tokens with their answers"
+    if left := count - sum(map(len, calls)):
+        what += f"; {left} of {count} answers are left out, having more than {limit} tokens"
+    return Workload(name, what, [call for call in calls if call])
+
+
+def _rendered(
+    model: LocalModel, texts: Texts, over_length: Literal["error", "cut_prompt"]
+) -> list[list[Rendered | Unscored]]:
+    """What the model's renderer makes of each call; what is unscored is too long."""
+    spec = model.spec
+    part = spec.render.model_copy(update={"over_length": over_length})
+    renderer = Renderer(model.parts.tokenizer, spec.model_copy(update={"render": part}), model.parts.positions)
+    calls = [renderer(examples) for examples in texts]
+    for one in chain(*calls):
+        if isinstance(one, Unscored) and not one.over_length:
+            raise Refused(f"the built-in texts cannot be scored: {one.reason}")
+    return calls
+
+
+# Sides
+
+
+class Karat:
+    """A model as karat runs it, from an empty cache."""
+
+    def __init__(self, model: LocalModel) -> None:
+        self.model = model
+
+    def rest(self) -> None:
+        """See `Side`."""
+        if isinstance(self.model.engine, ForestEngine):
+            self.model.engine.clear()
+            self.model.engine.computed = 0
+
+    def __call__(self, workload: Workload) -> Run:
+        """See `Side`."""
+        scores = [value for call in workload.calls for value in self.model.values(call)]
+        return Run(scores, self._computed(workload))
+
+    def _computed(self, workload: Workload) -> int | None:
+        engine = self.model.engine
+        if isinstance(engine, ForestEngine):
+            return engine.computed
+        if isinstance(engine, PaddedEngine):
+            return sum(_with_pads(list({s.ids for s in call}), engine.forward.budget) for call in workload.calls)
+        return None
+
+
+def _with_pads(rows: Sequence[Sequence[int]], budget: int) -> int:
+    lengths = [len(row) for row in rows]
+    return sum(len(batch) * lengths[batch[0]] for batch in plan(lengths, budget))
+
+
+class Transformers:
+    """A backbone as people call it: one by one, in batches as they come, or in batches of like lengths."""
+
+    def __init__(self, backbone: nn.Module, score: Callable[[Tensor], list[float]], way: Way) -> None:
+        """`score` makes rewards [B] of hidden states [B, D]."""
+        self.backbone, self.score, self.way = backbone, score, way
+        takes_cache = "use_cache" in inspect.signature(backbone.forward).parameters
+        self._options = {"use_cache": False} if takes_cache else {}
+
+    def rest(self) -> None:
+        """See `Side`: nothing is left."""
+
+    @torch.no_grad()
+    def __call__(self, workload: Workload) -> Run:
+        """See `Side`."""
+        scores: list[float] = []
+        computed = 0
+        for call in workload.calls:
+            found: dict[int, float] = {}
+            for batch in self._batches(call):
+                rows = [call[i] for i in batch]
+                found |= zip(batch, self._scored(rows), strict=True)
+                computed += len(rows) * max(len(s.ids) for s in rows)
+            scores += [found[i] for i in range(len(call))]
+        return Run(scores, computed)
+
+    def _batches(self, call: list[types.Sequence]) -> list[list[int]]:
+        if self.way == "sorted":
+            return plan([len(s.ids) for s in call], BUDGET)
+        size = 1 if self.way == "loop" else BATCH
+        return [list(range(i, min(i + size, len(call)))) for i in range(0, len(call), size)]
+
+    def _scored(self, rows: list[types.Sequence]) -> list[float]:
+        width = max(len(s.ids) for s in rows)
+        ids_BL = torch.zeros(len(rows), width, dtype=torch.long)
+        mask_BL = torch.zeros_like(ids_BL)
+        for row, sequence in enumerate(rows):
+            ids_BL[row, : len(sequence.ids)] = torch.tensor(sequence.ids)
+            mask_BL[row, : len(sequence.ids)] = 1
+        device = next(self.backbone.parameters()).device
+        masked = {} if len(rows) == 1 else {"attention_mask": mask_BL.to(device)}
+        states_BLD = self.backbone(input_ids=ids_BL.to(device), **masked, **self._options).last_hidden_state
+        return self.score(_pooled(states_BLD, rows))
+
+
+def _pooled(states_BLD: Tensor, rows: list[types.Sequence]) -> Tensor:
+    """The state of each row at its last read, or the mean over its span, float32 [B, D]."""
+    reads = [next(iter(s.reads.values())) for s in rows]
+    last = [read[-1] for read in reads if not isinstance(read, Span)]
+    if len(last) == len(rows):
+        return states_BLD[torch.arange(len(rows)), torch.tensor(last)].float()
+    spans = [read for read in reads if isinstance(read, Span)]
+    return torch.stack([states_BLD[i, s.start : s.stop].float().mean(0) for i, s in enumerate(spans)])
+
+
+def _scorer(model: LocalModel) -> Callable[[Tensor], list[float]]:
+    def score(states_BD: Tensor) -> list[float]:
+        values: list[float] = rewards_of(model.spec, model.parts.head(states_BD)).tolist()
+        return values
+
+    return score
+
+
+# Measuring
+
+
+def compare(workload: Workload, sides: Mapping[str, Side], repeats: int, ground: Ground | None = None) -> list[Row]:
+    """A row for each side: all by turns; the first side is what the others are compared with.
+
+    The first turn warms, and is looked at for memory only.
+    """
+    ground = ground or Ground()
+    runs: dict[str, list[Run]] = {name: [] for name in sides}
+    for turn in range(repeats + 1):
+        for name, side in sides.items():
+            for one in sides.values():
+                one.rest()
+            if not turn:
+                _give_back()
+            runs[name].append(_measured(side, workload, ground.device))
+    needed = distinct(workload.calls, ground.causal)
+    first = next(iter(runs.values()))
+    return [_row(workload, name, (found, first), needed, ground.rate) for name, found in runs.items()]
+
+
+def _measured(side: Side, workload: Workload, device: torch.device) -> Run:
+    """A run with its seconds and its peak of memory."""
+    _reset_peak(device)
+    start = _now(device)
+    run = side(workload)
+    seconds = _now(device) - start
+    return run._replace(
+        seconds=seconds if run.seconds is None else run.seconds,
+        peak_MiB=_peak(device) / MIB if run.peak_MiB is None else run.peak_MiB,
+    )
+
+
+def _row(workload: Workload, side: str, runs: tuple[list[Run], list[Run]], needed: int, rate: Rate | None) -> Row:
+    """`runs` are the side's and the first side's, the one that warms before the others."""
+    own, first = ([run.seconds or 0.0 for run in found[1:]] for found in runs)
+    ratios = [a / b for a, b in zip(own, first, strict=True)]
+    median, warm, last = statistics.median(own), runs[0][0], runs[0][-1]
+    return Row(
+        workload=workload.name,
+        side=side,
+        median=median,
+        min=min(own),
+        max=max(own),
+        ratio=statistics.median(ratios),
+        ratio_min=min(ratios),
+        ratio_max=max(ratios),
+        seconds=tuple(own),
+        tokens=sum(len(s.ids) for s in chain(*workload.calls)),
+        needed=needed,
+        computed=last.computed,
+        of_matrix_rate=rate and needed * rate.per_token / rate.per_second / median,
+        peak_MiB=warm.peak_MiB or 0.0,
+        moves_a_score_by=_furthest(last.scores, runs[1][-1].scores),
+    )
+
+
+def _furthest(scores: list[float], others: list[float]) -> float | None:
+    moved = [abs(a - b) for a, b in zip(scores, others, strict=True)]
+    return max(moved) if all(map(math.isfinite, moved)) else None
+
+
+def distinct(calls: Iterable[Iterable[types.Sequence]], causal: bool = True) -> int:
+    """Tokens that have to be computed: every distinct prefix once, or every distinct sequence if not `causal`."""
+    tree = Tree() if causal else Separate()
+    for sequence in chain(*calls):
+        tree.insert(packed(sequence.ids))
+    return sum(node.stop - node.start for node in tree.nodes())
+
+
+def is_causal(model: LocalModel) -> bool:
+    """Whether a token's state is blind to what follows, found by trying."""
+    if isinstance(model.engine, ForestEngine):
+        return model.engine.causal
+    engine = PaddedEngine(PaddedForward(model.parts.backbone))
+    asked = [types.Sequence((5, 6, 7, *end), {"last": (2,)}) for end in ((8, 9), (10, 11))]
+    a, b = (states["last"] for states in engine.run(asked))
+    tolerance = TOLERANCE.get(next(model.parts.backbone.parameters()).dtype, 1e-2)
+    return bool(((a - b).abs() <= tolerance * (1 + a.abs().max())).all())
+
+
+@torch.no_grad()
+def matrix_rate(backbone: nn.Module) -> Rate | None:
+    """The rate of products of the shapes of a model's linear layers; None where experts make a token's cost unknown.
+
+    On a CPU it is that of the faster of float32 and the model's own type.
+    """
+    if any(name.endswith("experts") for name, _ in backbone.named_modules()):
+        return None
+    shapes = Counter(_shape(m) for m in backbone.modules() if isinstance(m, nn.Linear | Conv1D))
+    if not shapes:
+        return None
+    weight = next(backbone.parameters())
+    kinds = {weight.dtype, torch.float32} if weight.device.type == "cpu" else {weight.dtype}
+    seconds = min(sum(n * _product(s, kind, weight.device) for s, n in shapes.items()) for kind in kinds)
+    per_token = 2 * sum(n * a * b for (a, b), n in shapes.items())
+    return Rate(per_token, per_token * ROWS / seconds)
+
+
+def _shape(module: Any) -> tuple[int, int]:
+    """Features out and in."""
+    a, b = module.weight.shape
+    return (b, a) if isinstance(module, Conv1D) else (a, b)
+
+
+def _product(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> float:
+    """Seconds of a product of `ROWS` rows: the best of ten, or of as many as a second holds."""
+    weight = torch.randn(shape, device=device).to(dtype)
+    rows = torch.randn(ROWS, shape[1], device=device).to(dtype)
+    took: list[float] = []
+    while len(took) < 10 and sum(took) < 1:
+        start = _now(device)
+        nn.functional.linear(rows, weight)
+        took.append(_now(device) - start)
+    return min(took)
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, when everything that was asked of the device is done."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
+def _give_back() -> None:
+    """Let the system have memory that was freed, so that a peak holds nothing of runs before it; glibc keeps some."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _reset_peak(device: torch.device) -> bool:
+    """Begin to look for the peak of memory anew; whether that can be done here."""
+    if device.type != "cpu":
+        torch.accelerator.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _peak(device: torch.device) -> float:
+    """Bytes at the peak since `_reset_peak`: of the process, or of a GPU's memory."""
+    if device.type != "cpu":
+        return float(torch.accelerator.max_memory_allocated(device))
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * float(line.split()[1])
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+
+
+# A picture
+
+_COLOURS = ("#4a7fd6", "#8b93a1", "#e07b39")  # karat, and what it is compared with
+_ENDINGS = (".svg", ".png", ".html")
+
+
+def check_picture(path: Path) -> None:
+    """Raise BadInput for a picture that could not be written in the end."""
+    if path.suffix not in _ENDINGS:
+        raise BadInput(f"{path} has to end in {', '.join(_ENDINGS)}")
+    if path.exists():
+        raise BadInput(f"{path} is already there; choose another --plot, or remove it")
+    if not path.absolute().parent.is_dir():
+        raise BadInput(f"{path.absolute().parent} is no folder; make it first")
+
+
+def picture(speed: Speed, path: Path) -> None:
+    """Write seconds by workload and side: bars to the median, lines from lowest to highest; .html loads nothing."""
+    import vl_convert
+
+    spec = _spec(speed)
+    if path.suffix == ".png":
+        drawn = vl_convert.vegalite_to_png(spec, scale=2)
+    elif path.suffix == ".html":
+        drawn = vl_convert.vegalite_to_html(spec, bundle=True).encode()
+    else:
+        drawn = vl_convert.vegalite_to_svg(spec).encode()
+    try:
+        path.write_bytes(drawn)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written to ({error.strerror}); choose another --plot") from None
+
+
+def _spec(speed: Speed) -> dict[str, Any]:
+    """Vega-Lite, a panel for each workload."""
+    sides = list(dict.fromkeys(row.side for row in speed.rows))
+    y = {"field": "side", "type": "nominal", "sort": sides, "title": None}
+    x = {"type": "quantitative", "scale": {"zero": True}}
+    colour = {"field": "side", "type": "nominal", "legend": None, "scale": {"domain": sides, "range": list(_COLOURS)}}
+    bar = {"x": {**x, "field": "median", "title": "seconds"}, "color": colour}
+    line = {"x": {**x, "field": "min"}, "x2": {"field": "max"}}
+    panels = [
+        {
+            "title": {"text": f"{name}: {what}", "anchor": "start"},
+            "width": 420,
+            "data": {"values": [asdict(row) for row in speed.rows if row.workload == name]},
+            "encoding": {"y": y},
+            "layer": [{"mark": "bar", "encoding": bar}, {"mark": "rule", "encoding": line}],
+        }
+        for name, what in speed.workloads.items()
+    ]
+    return {"vconcat": panels, "background": "white", "padding": 20}
