@@ -39,6 +39,7 @@ class Render(_Part):
     step_token: str | None = None
     step_join: Literal["ids", "text", "turns"] = "ids"
     step_template: str = "{step}"  # how a step is written; {n} counts from 1
+    step_end: str = ""  # text behind each mark
     prompt_end: str = ""  # text between the prompt and the first step
     max_completion_length: int | None = Field(default=None, ge=1)  # tokens of all steps and marks; for cut_end
 

@@ -128,6 +128,8 @@ def test_unpaired_surrogates_are_replaced_in_parquet_and_that_is_said(local, tmp
 class Slow:
     """A model that takes a second for each row, by its own clock."""
 
+    at_steps = False
+
     def __init__(self, monkeypatch, stop=10**9):
         self.now, self.calls, self.stop = 0.0, [], stop
         monkeypatch.setattr(time, "monotonic", lambda: self.now)

@@ -49,6 +49,10 @@ def _is_flag(command: TyperCommand, word: str) -> bool:
 OPEN: dict[str, Any] = {"cls": _Open}
 
 
+# Texts that are taken as they are, but that \n and \t stand for a line end and a tab.
+_TEXTS = {"step_token", "step_template", "step_end", "prompt_end", "step_separator"}
+
+
 def extra(context: typer.Context, known: Collection[str]) -> dict[str, Any]:
     """The `--some-name value` pairs that the verb itself does not know as `{"some_name": value}`; a name alone is true.
 
@@ -71,7 +75,7 @@ def extra(context: typer.Context, known: Collection[str]) -> dict[str, Any]:
             raise typer.BadParameter(f"no option {word.partition('=')[0]}{hint}")
         if not equals:
             value = words.pop(0) if words and not words[0].startswith("--") else "true"
-        found[name] = parsed(value)
+        found[name] = value.replace("\\n", "\n").replace("\\t", "\t") if name in _TEXTS else parsed(value)
     return found
 
 
@@ -92,8 +96,8 @@ def spec_fields() -> set[str]:
     """The spec options that a user may give by name."""
     from karat.spec import Render, RewardSpec
 
-    kept = {"golden", "tokenizer_sha256", "options", "render", "template"}
-    return ({*RewardSpec.model_fields, *Render.model_fields}) - kept
+    kept = {"golden", "tokenizer_sha256", "options", "render"}
+    return ({*RewardSpec.model_fields, *Render.model_fields, "outputs", "hidden_act"}) - kept
 
 
 _OWN = {"batch_size", "method", "eval"}  # karat's settings that messages give a value to

@@ -1,6 +1,7 @@
 """`karat score`: a file of answers to a file of rewards, resumable."""
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -15,7 +16,10 @@ def command(
     context: typer.Context,
     model: str = typer.Argument(help="Folder or hub id of a reward model."),
     data: str = typer.Argument(help="Rows with prompt and response, or messages: PATH[START:STOP]."),
-    output: Path = typer.Option(None, help="A .parquet, .jsonl or .jsonl.gz file; without one, JSON lines on stdout."),
+    output: list[str] = typer.Option(
+        None,
+        help="A .parquet, .jsonl or .jsonl.gz file; else JSON lines on stdout. A number or [weights] is the spec's.",
+    ),
     device: str = _options.DEVICE,
     dtype: str = _options.DTYPE,
     deterministic: bool = _options.DETERMINISTIC,
@@ -23,9 +27,9 @@ def command(
 ) -> None:
     """Score answers; rows keep their order and columns, and the same command goes on where a killed one stopped.
 
-    Adds the columns reward, unscored (why there is none), tokens, truncated and flags. The exit code is 1 where no
-    row could be scored. Further options are the
-    spec's (--max-length, --over-length cut_prompt, --layout, --pooling, --activation, …).
+    Adds the columns reward, unscored (why there is none), tokens, truncated and flags, and for process reward models
+    step_rewards. The exit code is 1 where no row could be scored. Further options are the spec's (--kind,
+    --max-length, --over-length cut_prompt, --layout, --pooling, --head, --activation, --step-token, …).
     """
     import json
 
@@ -33,11 +37,11 @@ def command(
     from karat.formats.base import json_line
     from karat.rewards import _offline
 
-    options = _options.extra(context, _options.spec_fields())
-    if output is not None:
-        _offline.check_output(output)
+    file, options = _outputs(output or [], _options.extra(context, _options.spec_fields()))
+    if file is not None:
+        _offline.check_output(file)
     rm = load(model, device=device, dtype=dtype, deterministic=deterministic, **options)
-    if output is None:
+    if file is None:
         scored, unscored = False, []
         for row in _offline.score_rows(rm, data):
             print(json_line(row))
@@ -47,9 +51,23 @@ def command(
                 scored = True
         _end(scored, {reason: len(places) for reason, places in grouped(unscored).items()})
         return
-    found = _offline.score_file(rm, data, output, {"model": model, "deterministic": deterministic, **options})
-    print(json.dumps(found) if as_json else f"scored {found['scored']} of {found['rows']} rows to {output}")
+    found = _offline.score_file(rm, data, file, {"model": model, "deterministic": deterministic, **options})
+    print(json.dumps(found) if as_json else f"scored {found['scored']} of {found['rows']} rows to {file}")
     _end(found["scored"] > 0, found["unscored"])
+
+
+def _outputs(given: list[str], options: dict[str, Any]) -> tuple[Path | None, dict[str, Any]]:
+    """The file to write, and the spec's options with its output: two things that have the same name."""
+    files = []
+    for word in given:
+        value = _options.parsed(word)
+        if isinstance(value, str):
+            files.append(Path(word))
+        else:
+            options["output"] = value
+    if len(files) > 1:
+        raise typer.BadParameter(f"one file is written, but --output names {len(files)}")
+    return (files[0] if files else None), options
 
 
 def _end(scored: bool, unscored: dict[str, int]) -> None:

@@ -11,12 +11,21 @@ import secrets
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from karat.types import Refused
+
+
+class Joined(NamedTuple):
+    """Pieces that became tokens as one text."""
+
+    text: str
+    ids: list[int]
+    spans: list[tuple[int, int]]  # first character of each token, and the one behind its last
+    ends: list[int]  # the character behind each piece
 
 
 class LiteralEncoder:
@@ -89,10 +98,8 @@ class LiteralEncoder:
             for i, piece in enumerate(pieces)
         ]
 
-    def encode_joined(
-        self, pieces: Sequence[str], *, add_special_tokens: bool
-    ) -> tuple[list[int], list[tuple[int, int]], list[int]]:
-        """Ids of the pieces as one text, the characters of each token, and where each piece ends.
+    def encode_joined(self, pieces: Sequence[str], *, add_special_tokens: bool) -> "Joined":
+        """The pieces as one text.
 
         Raises:
             Refused: the tokenizer does not say which characters a token stands for.
@@ -101,14 +108,12 @@ class LiteralEncoder:
             raise Refused("the tokenizer does not say where its tokens lie in the text; use step_join='ids'")
         masked = any(self._nonce in piece for piece in pieces)
         written = [self.unmask(self._renamed(piece)) for piece in pieces] if masked else list(pieces)
-        ends = list(accumulate(map(len, written)))
+        text, ends = "".join(written), list(accumulate(map(len, written)))
         if masked:
-            encoding = self._twin.encode("".join(written), add_special_tokens=add_special_tokens)
-            return list(encoding.ids), list(encoding.offsets), ends
-        found = self.tokenizer(
-            "".join(written), add_special_tokens=add_special_tokens, return_offsets_mapping=True, verbose=False
-        )
-        return list(found["input_ids"]), list(found["offset_mapping"]), ends
+            encoding = self._twin.encode(text, add_special_tokens=add_special_tokens)
+            return Joined(text, list(encoding.ids), list(encoding.offsets), ends)
+        found = self.tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, verbose=False)
+        return Joined(text, list(found["input_ids"]), list(found["offset_mapping"]), ends)
 
     def _renamed(self, text: str) -> str:
         return self._pattern.sub(lambda m: m[0] + self._nonce, text)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from karat.models._literal import LiteralEncoder
+from karat.models._literal import Joined, LiteralEncoder
 from karat.spec import RewardSpec
 from karat.types import Example, Message, Refused, Unscored
 
@@ -42,7 +42,7 @@ class Steps:
         assert spec.render.step_token is not None
         self.tokenizer, self.part, self.literal, self.apply = tokenizer, spec.render, literal, apply
         self.mark = spec.render.step_token
-        self.mark_ids = self._ids(self.mark)
+        self.mark_ids, self.end_ids = self._ids(self.mark), self._ids(spec.render.step_end)
         self._place = f"\u27ea{secrets.token_hex(8)}\u27eb"
         self._check(spec.pooling)
 
@@ -152,25 +152,27 @@ class Steps:
             first = len(ids) if self.mark_ids else len(ids) - 1
             ids += self.mark_ids
             marks.append((first, len(ids) - 1))
+            ids += self.end_ids
         return Draft([*ids, *end], tuple(marks), len(begin))
 
     def _as_text(self, head: str, steps: list[str], tail: str) -> Draft | Unscored:
-        between = [part for step in steps for part in (step, self.mark)]
-        pieces = [head, *between, tail]
-        ids, spans, ends = self.literal.encode_joined(pieces, add_special_tokens=self.part.layout != "chat")
-        marks = []
+        end = self.part.step_end
+        between = [part for n, step in enumerate(steps) for part in ((end if n else "") + step, self.mark)]
+        pieces = [head, *between, end + tail]
+        joined = self.literal.encode_joined(pieces, add_special_tokens=self.part.layout != "chat")
+        marks, ends = [], joined.ends
         for number in range(len(steps)):
             at = 2 * number + 1  # the piece of a step; its mark comes next
             first, last = (ends[at], ends[at + 1]) if self.mark else (ends[at - 1], ends[at])
-            found = _tokens_of(spans, first, last)
+            found = _tokens_of(joined, first, last, bool(self.mark))
             if found is None:
                 what = f"the mark {self.mark!r}" if self.mark else "its end"
                 return Unscored(
                     f"the tokenizer joins {what} behind step {number + 1} with the text beside it; use step_join='ids'"
                 )
             marks.append(found if self.mark else (found[1], found[1]))
-        start = next((i for i, (a, _) in enumerate(spans) if a >= ends[0]), len(ids))
-        return Draft(ids, tuple(marks), start)
+        start = next((i for i, (a, b) in enumerate(joined.spans) if ends[0] <= a < b), len(joined.ids))
+        return Draft(joined.ids, tuple(marks), start)
 
     # Finished texts
 
@@ -194,13 +196,16 @@ class Steps:
         return tuple(marks)
 
 
-def _tokens_of(spans: Sequence[tuple[int, int]], first: int, last: int) -> tuple[int, int] | None:
+def _tokens_of(joined: Joined, first: int, last: int, whole: bool) -> tuple[int, int] | None:
     """The first and last token that cover characters `first` up to `last`, or None where one goes beyond.
 
-    A token may begin with white space that stands before: SentencePiece puts it there.
+    A token may begin with white space that stands before: SentencePiece puts it there. Where it need not be `whole`,
+    it may begin anywhere.
     """
-    inside = [i for i, (a, b) in enumerate(spans) if b > first and a < last and b > a]
-    if not inside or spans[inside[-1]][1] != last:
+    inside = [i for i, (a, b) in enumerate(joined.spans) if b > first and a < last and b > a]
+    if not inside or joined.spans[inside[-1]][1] != last:
+        return None
+    if whole and joined.text[joined.spans[inside[0]][0] : first].strip():
         return None
     return inside[0], inside[-1]
 

@@ -89,7 +89,7 @@ def load(
 
 def _check_same_reading(saved: RewardSpec, asked: RewardSpec) -> None:
     """Refuse to read a checkpoint otherwise than it was trained."""
-    steps = ("step_token", "step_join", "step_template", "prompt_end")
+    steps = ("step_token", "step_join", "step_template", "step_end", "prompt_end")
     for name in ("kind", "pooling", "layout", "template", "eos", *steps):
         was, now = (getattr(spec if hasattr(spec, name) else spec.render, name) for spec in (saved, asked))
         if was != now:

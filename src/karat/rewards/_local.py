@@ -78,6 +78,11 @@ class LocalModel:
         return "probability" if squashed and self._kind.output == "logit" else self._kind.output
 
     @property
+    def at_steps(self) -> bool:
+        """Whether its rewards come with those of an answer's steps."""
+        return self.spec.at_steps
+
+    @property
     def fingerprint(self) -> str:
         """What decides a score beside the text: spec, weights of the head, and precision."""
         dtype = next(self.parts.backbone.parameters()).dtype

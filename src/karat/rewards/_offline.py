@@ -25,6 +25,7 @@ FIRST, CHUNK = 16, 512  # rows scored together: few at first, so that a slow mod
 # What scoring adds; the values give the columns their types, even where all rows of a file are unscored.
 RESULT = {"reward": 0.0, "unscored": "", "tokens": 0, "truncated": False, "flags": [""]}
 COLUMNS = tuple(RESULT)
+STEPS = {"step_rewards": [0.0]}  # of process reward models as well
 _PLAIN = (bool, int, bytes, Decimal, datetime.date, datetime.time, datetime.timedelta)
 _HALF = re.compile("[\ud800-\udfff]")
 _ENDINGS = (".parquet", ".jsonl", ".jsonl.gz")
@@ -114,7 +115,8 @@ def _scored(model: RewardModel, read: Iterator[Example | Unscored]) -> Iterator[
     size = FIRST
     while chunk := list(islice(read, size)):
         results = model.score_many(e for e in chunk if isinstance(e, Example))
-        yield [_columns(next(results) if isinstance(e, Example) else e) for e in chunk]
+        found = [_columns(next(results) if isinstance(e, Example) else e) for e in chunk]
+        yield [{**dict.fromkeys(STEPS), **columns} for columns in found] if model.at_steps else found
         size = min(2 * size, CHUNK)
 
 
@@ -129,13 +131,14 @@ def _example(row: dict[str, Any], origin: str) -> Example | Unscored:
 
 
 def _check_columns(columns: set[str], path: str) -> None:
-    if not ({"prompt", "response"} <= columns or "messages" in columns):
+    answered = {"prompt", "response"} <= columns or {"prompt", "steps"} <= columns or "messages" in columns
+    if not answered:
         misspelt = renames(sorted(columns), ("prompt", "response", "messages"))
         raise BadInput(
-            f"{path} has the columns {', '.join(sorted(columns))}, but answers to score need prompt and response,"
-            f" or messages{misspelt and f'; rename {misspelt}'}"
+            f"{path} has the columns {', '.join(sorted(columns))}, but answers to score need prompt and response"
+            f" or steps, or messages{misspelt and f'; rename {misspelt}'}"
         )
-    if taken := [c for c in COLUMNS if c in columns]:
+    if taken := [c for c in (*COLUMNS, *STEPS) if c in columns]:
         raise BadInput(f"{path} already has a column {taken[0]!r}, which scoring would overwrite; rename it")
 
 
@@ -164,7 +167,8 @@ def _columns(result: Result) -> dict[str, Any]:
     if isinstance(result, Unscored):
         return {**dict.fromkeys(COLUMNS), "unscored": result.reason, "flags": []}
     values = (result.value, None, result.tokens, result.truncated, list(result.flags))
-    return dict(zip(COLUMNS, values, strict=True))
+    steps = {} if result.steps is None else {"step_rewards": list(result.steps)}
+    return dict(zip(COLUMNS, values, strict=True)) | steps
 
 
 def _claim(parts: Path, settings: dict[str, Any]) -> None:
@@ -210,7 +214,8 @@ def _put_together(rows: list[dict[str, Any]], types: dict[str, Any], parts: Path
     reasons = [found["unscored"] for found in _results(parts) if found["reward"] is None]
     if output.suffix == ".parquet":
         joined = _joined(_whole_rows(rows, output), parts)
-        formats.write_rows(joined, str(output), {**types, **RESULT})
+        steps = STEPS if any("step_rewards" in found for found in _results(parts)) else {}
+        formats.write_rows(joined, str(output), {**types, **RESULT, **steps})
     else:
         formats.write_lines(map(formats.json_line, _joined(map(_writable, rows), parts)), str(output))
     shutil.rmtree(parts)

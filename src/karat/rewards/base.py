@@ -35,6 +35,11 @@ class RewardModel(Protocol):
         """What its rewards are."""
         ...
 
+    @property
+    def at_steps(self) -> bool:
+        """Whether its rewards come with those of an answer's steps."""
+        ...
+
     def score(self, prompt: Prompt, responses: Sequence[str], *, strict: bool = False) -> list[Result]:
         """One result per response, in order; `strict` raises Refused for the first that is unscored."""
         ...
