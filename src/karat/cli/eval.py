@@ -13,9 +13,10 @@ SETTINGS = _options.OPEN
 def command(
     context: typer.Context,
     model: str = typer.Argument(help="Folder or hub id of a reward model."),
-    data: list[str] = typer.Argument(help="Files of pairs, labelled answers or rankings: PATH[START:STOP]."),
+    data: list[str] = typer.Argument(help="Files of pairs, rankings, labelled answers or steps: PATH[START:STOP]."),
     train_data: list[str] = typer.Option(None, help="What the model was trained on; the n-gram null learns from it."),
     output: Path = typer.Option(None, help="A new folder for report.html and summary.json."),
+    benchmark: str = typer.Option(None, help="processbench, prmbench or mistake: all data as one; else told from it."),
     format: str = typer.Option(None, help="Format of the data; else told from the columns."),
     seed: int = typer.Option(0, help="Of the bootstrap."),
     device: str = _options.DEVICE,
@@ -32,10 +33,11 @@ def command(
     if output is not None:
         check_output(output)
     rm = load(model, device=device, dtype=dtype, deterministic=deterministic, **options)
-    results = evaluate_files(rm, data, train_data or [], format, seed)
+    results = evaluate_files(rm, data, train_data or [], format, seed, name=benchmark)
     try:
         if output is not None:
             settings = {"model": model, "data": data, "deterministic": deterministic, **options}
+            settings |= {"benchmark": benchmark} if benchmark else {}
             write_run(output, f"{model} on {', '.join(data)}", results, settings)
     finally:  # neither a full disk nor a reader that has gone takes the figures along
         if as_json:

@@ -15,7 +15,7 @@ from karat.engine.base import EngineError, States, check
 from karat.engine.plan import Piece, Wanted, batches, build, pieces, places, positions_of
 from karat.engine.tiles import GRAIN
 from karat.engine.tree import Node, Rows, Separate, Tree, order, packed
-from karat.models.backbone import position_offset
+from karat.models.backbone import position_offset, vocabulary
 
 SAMPLED = 16  # numbers of each weight that tell whether it was changed
 SMALLEST = 64  # tokens to a forward below which running out of memory is final
@@ -82,7 +82,7 @@ class ForestEngine:
 
     def run(self, sequences: list[types.Sequence]) -> list[States]:
         """See `Engine.run`."""
-        check(sequences, self.backbone.get_input_embeddings().num_embeddings)
+        check(sequences, vocabulary(self.backbone))
         with self._lock, torch.no_grad(), _patches.evaluating(self.backbone):
             if self._has_new_weights():
                 self._adopt()

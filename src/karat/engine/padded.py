@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from karat import types
 from karat.engine.base import EngineError, States, check
-from karat.models.backbone import position_offset
+from karat.models.backbone import position_offset, vocabulary
 
 
 class PaddedForward(nn.Module):
@@ -105,7 +105,7 @@ class PaddedEngine:
     def run(self, sequences: list[types.Sequence]) -> list[States]:
         """See `Engine.run`. Equal sequences are computed once."""
         backbone: Any = self.forward.backbone
-        check(sequences, backbone.get_input_embeddings().num_embeddings)
+        check(sequences, vocabulary(backbone))
         keys = [(s.ids, tuple(s.reads.items())) for s in sequences]
         distinct = dict(zip(keys, sequences, strict=True))
         modes = {module: module.training for module in self.forward.modules()}

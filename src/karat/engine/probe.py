@@ -18,7 +18,7 @@ from karat.engine.base import Engine
 from karat.engine.forest import ForestEngine
 from karat.engine.packed import PackedForward
 from karat.engine.padded import PaddedEngine, PaddedForward, to_device
-from karat.models.backbone import quiet
+from karat.models.backbone import quiet, vocabulary
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 # What an architecture of another shape raises somewhere inside.
@@ -146,11 +146,11 @@ def agrees(engine: ForestEngine, reference: Engine) -> bool:
 
 def _drawn(backbone: Any, seed: int = 0) -> list[types.Sequence]:
     """Answers of several lengths to one prompt, read here and there."""
-    vocabulary = backbone.get_input_embeddings().num_embeddings
+    known = vocabulary(backbone)
     chance = torch.Generator().manual_seed(seed)
 
     def draw(count: int) -> tuple[int, ...]:
-        return tuple(torch.randint(vocabulary, (count,), generator=chance).tolist())
+        return tuple(torch.randint(known, (count,), generator=chance).tolist())
 
     prompt = draw(PROMPT)
     whole = [prompt + draw(n) for n in ANSWERS]

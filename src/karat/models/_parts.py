@@ -280,6 +280,13 @@ def base_of_adapter(folder: Path) -> Path:
         ) from None
 
 
+def _rows_asked(folder: Path) -> int:
+    """How many rows of the embedding an adapter needs that trained some of them."""
+    asked = backbones.read_json(folder / "adapter_config.json").get("trainable_token_indices") or []
+    lists = asked.values() if isinstance(asked, dict) else [asked]
+    return max((int(i) + 1 for indices in lists for i in indices), default=0)
+
+
 def with_adapter(model: Any, folder: Path) -> Any:
     """The model with the LoRA adapter of a folder around it.
 
@@ -293,8 +300,9 @@ def with_adapter(model: Any, folder: Path) -> Any:
     place = next(f"base_model.model.{name}.weight" for name, module in model.named_modules() if module is embedding)
     try:
         with backbones.quiet():
-            if place in stored and len(stored[place]) != embedding.num_embeddings:  # it grew by a pad token
-                model.resize_token_embeddings(len(stored[place]), mean_resizing=False)
+            rows = len(stored[place]) if place in stored else _rows_asked(folder)
+            if rows > embedding.num_embeddings:  # it grew by a pad token, or by a step's mark
+                model.resize_token_embeddings(rows, mean_resizing=False)
             wrapped = PeftModel.from_pretrained(model, folder)
             wanted = set(get_peft_model_state_dict(wrapped, save_embedding_layers=place in stored))
     except Exception as error:  # PEFT passes on what torch and its config parser raise

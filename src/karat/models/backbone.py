@@ -131,6 +131,11 @@ def positions(config: PreTrainedConfig) -> int | None:
     return None
 
 
+def vocabulary(backbone: Any) -> int:
+    """How many tokens have a row in the embedding, PEFT's around it or not."""
+    return len(backbone.get_input_embeddings().weight)
+
+
 def position_offset(backbone: nn.Module) -> int:
     """The position of a sequence's first token: 0, or behind the padding index where the embedding has one."""
     for name, module in backbone.named_modules():

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from tokenizers import AddedToken
 from torch import Tensor
 
 from karat.models import backbone as backbones
@@ -41,7 +42,7 @@ from karat.spec import FILE_NAME, Golden, RewardSpec, ids_hash
 from karat.spec import Head as HeadSpec
 from karat.types import BadInput, CheckpointError, Example, Message, Refused, Unscored
 
-__all__ = ["GOLDEN", "Parts", "add_lora", "add_pad_token", "golden_drift", "load", "save", "start"]
+__all__ = ["GOLDEN", "Parts", "add_lora", "add_pad_token", "add_step_token", "golden_drift", "load", "save", "start"]
 
 _OURS = ("config.json", "adapter_config.json", FILE_NAME)
 
@@ -239,9 +240,31 @@ def add_pad_token(parts: Parts) -> None:
         while name in tokenizer.get_vocab():
             name = name.replace("|>", "_|>")
         tokenizer.add_special_tokens({"pad_token": name})
-        if len(tokenizer) > parts.backbone.get_input_embeddings().num_embeddings:  # type: ignore[operator]
+        if len(tokenizer) > backbones.vocabulary(parts.backbone):
             parts.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     config.pad_token_id = tokenizer.pad_token_id
+
+
+def add_step_token(parts: Parts) -> int:
+    """Make the spec's step mark one token of its own; its id. Its row starts as the mean of all others.
+
+    Raises:
+        BadInput: there is no mark, or it is one token already.
+    """
+    mark, tokenizer = parts.spec.render.step_token, parts.tokenizer
+    if not mark or mark in tokenizer.get_vocab():
+        raise BadInput(
+            f"step_token={mark!r} cannot be added: " + ("it is a token already" if mark else "there is none")
+        )
+    tokenizer.add_tokens([AddedToken(mark, special=True)], special_tokens=True)
+    number = int(tokenizer.convert_tokens_to_ids(mark))  # type: ignore[arg-type]
+    embedding: Any = parts.backbone.get_input_embeddings()  # type: ignore[operator]
+    mean = embedding.weight.data[: number - 1].mean(0)
+    if number >= backbones.vocabulary(parts.backbone):
+        parts.model.resize_token_embeddings(number + 1, mean_resizing=False)
+        embedding = parts.backbone.get_input_embeddings()  # type: ignore[operator]
+    embedding.weight.data[number] = mean
+    return number
 
 
 def add_lora(parts: Parts, options: dict[str, Any]) -> None:

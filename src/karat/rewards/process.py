@@ -102,7 +102,7 @@ class Process:
         width = max(map(len, rows))
         filled = [[*row, *[None] * (width - len(row))] for row in rows]
         return {
-            "label_BK": torch.tensor([[0.0 if x is None else x for x in row] for row in filled]),
+            "label_BK": torch.tensor([[x or 0.0 for x in row] for row in filled], dtype=torch.float32),
             "labelled_BK": torch.tensor([[x is not None for x in row] for row in filled]),
         }
 

@@ -25,6 +25,7 @@ class TrainConfig(BaseModel):
     eval: tuple[str, ...] = ("0.1",)  # held-out files, or the share of the prompts of `data` to hold out
     format: str | None = None  # of all files; detected where none is given
     method: Literal["full", "lora", "frozen"] = "full"
+    add_step_token: bool = False  # the step mark becomes a token of its own, whose row is trained
     learning_rate: float | None = Field(default=None, gt=0)
     epochs: float | None = Field(default=None, gt=0)
     batch_size: int = Field(default=32, ge=1)  # rows per optimiser step, all devices together

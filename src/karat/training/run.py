@@ -25,7 +25,7 @@ from karat.engine.probe import choose_forward
 from karat.evaluation import _report
 from karat.evaluation import base as evaluation
 from karat.models import checkpoint, scratch
-from karat.models.backbone import first_line, quiet
+from karat.models.backbone import first_line, quiet, vocabulary
 from karat.models.checkpoint import Parts
 from karat.models.render import Rendered, Renderer
 from karat.rewards._local import LocalModel, RewardModule, golden_values
@@ -113,8 +113,7 @@ def _run(config: TrainConfig, state: PartialState) -> Trained:
     if state.is_main_process:
         print("\n".join(line for account in accounts for line in account.lines()), file=sys.stderr)
     _data.check(rows, made, train_account)
-    embedding: Any = parts.backbone.get_input_embeddings()  # type: ignore[operator]
-    check([s for row in (*rows, *held_out) for s in row.sequences], embedding.num_embeddings)
+    check([s for row in (*rows, *held_out) for s in row.sequences], vocabulary(parts.backbone))
     if config.eval_files:
         _data.require(held_out, rest_account)
     with state.main_process_first():
@@ -189,8 +188,14 @@ def _start(config: TrainConfig, model: str, state: PartialState, plain: str = "c
     device = str(state.device) if state.device.type == "cuda" else "cpu"
     parts = checkpoint.start(model, spec, device, plain=plain)
     _without_dropout(parts.backbone)
+    added = checkpoint.add_step_token(parts) if config.add_step_token else None
+    if added is not None and config.method == "frozen":
+        raise BadInput("method=frozen trains no row of the embedding; leave add_step_token out, or use lora or full")
     if config.method == "lora":
-        checkpoint.add_lora(parts, config.lora)  # the base model's embedding and pad token stay what they are
+        row = {} if added is None else {"trainable_token_indices": [added]}
+        checkpoint.add_lora(
+            parts, {**row, **config.lora}
+        )  # the base model's embedding and pad token stay what they are
     else:
         checkpoint.add_pad_token(parts)
     if config.method == "frozen":
