@@ -9,6 +9,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedTokenizerFast,
 )
 
@@ -76,6 +77,12 @@ def reward_model(architecture: str = "llama", seed: int = 0, **changes):
     torch.manual_seed(seed)
     model = AutoModelForSequenceClassification.from_config(config(architecture, num_labels=1, **changes))
     return _spread(model)
+
+
+def step_model(architecture: str = "llama", seed: int = 0, **changes):
+    """A seeded token classifier with two labels: how step rewards are stored."""
+    torch.manual_seed(seed)
+    return _spread(AutoModelForTokenClassification.from_config(config(architecture, num_labels=2, **changes)))
 
 
 def backbone(architecture: str = "llama", seed: int = 0, **changes):

@@ -19,6 +19,7 @@ from karat.types import BadInput
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 Statistic: TypeAlias = Callable[[FloatArray], float | None]
+OfSums: TypeAlias = Callable[[FloatArray], FloatArray]  # sums [N, F] → N figures, NaN where undefined
 
 _CHUNK = 4_000_000  # numbers drawn at a time: 32 MB
 
@@ -45,6 +46,22 @@ class ReliabilityBins(NamedTuple):
     confidence: FloatArray  # [R] mean forecast in the bin
     accuracy: FloatArray  # [R] mean label in the bin
     rows: IntArray  # [R] how many rows fell into the bin, >= 1
+
+
+class FirstErrorF1(NamedTuple):
+    """How well the first wrong step of solutions is found; each in [0, 1], None without a solution to judge it by."""
+
+    error: float | None  # share found exactly among the solutions with an error
+    correct: float | None  # share left alone among the solutions without one
+    f1: float | None  # harmonic mean of the two, 0 where both are 0
+
+
+class PrmScore(NamedTuple):
+    """How well single steps are told right from wrong; each in [0, 1], None where it is undefined."""
+
+    f1: float | None  # of the right steps
+    negative_f1: float | None  # of the wrong steps
+    score: float | None  # mean of the two
 
 
 # ---------------------------------------------------------------------------------------------- pairs
@@ -115,6 +132,42 @@ def bootstrap_interval(
     return Interval(float(low), float(high))
 
 
+def bootstrap_of_sums(
+    values_BF: npt.ArrayLike,
+    statistic: OfSums,
+    *,
+    groups: Sequence[Hashable] | npt.NDArray[Any] | None = None,
+    n: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """`bootstrap_interval` of what the sums of the columns decide, such as a ratio of two; vectorised.
+
+    Args:
+        values_BF: [B, F] one row's share in each sum.
+        statistic: of sums [N, F], N figures; NaN where undefined, which leaves the resample out.
+        groups: [B] the cluster of each row; None draws single rows.
+        n: resamples.
+        seed: the same seed gives the same interval.
+        level: coverage, in (0, 1).
+
+    >>> bootstrap_of_sums([[0.0, 1.0], [1.0, 1.0]] * 50, lambda sums: sums[:, 0] / sums[:, 1], seed=1)
+    Interval(low=0.4, high=0.6)
+    """
+    rows = _table("values", values_BF)
+    cluster = _clusters(groups, len(rows))
+    size = int(cluster.max()) + 1
+    sums = np.zeros((size, rows.shape[1]))
+    np.add.at(sums, cluster, rows)
+    rng = np.random.default_rng(seed)
+    draws = statistic(np.concatenate([_times_drawn(rng, some, size) @ sums for some in _chunks(n, size)]))
+    draws = draws[np.isfinite(draws)]
+    if not draws.size:
+        raise BadInput("the statistic is undefined in every resample: give more rows or another statistic")
+    low, high = np.quantile(draws, [(1 - _level(level)) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
+
+
 def wilson_interval(successes: float, n: int, level: float = 0.95) -> Interval:
     """Interval of a proportion that stays honest at 0 and at 1 (Wilson 1927).
 
@@ -155,6 +208,12 @@ def _resampled(
     drawn = (rng.integers(len(members), size=len(members)) for _ in range(n))
     draws = [statistic(rows[np.concatenate([members[i] for i in some])]) for some in drawn]
     return np.array([draw for draw in draws if draw is not None and math.isfinite(draw)])
+
+
+def _times_drawn(rng: np.random.Generator, n: int, size: int) -> IntArray:
+    """How often each of `size` clusters is in each of n resamples, [n, size]."""
+    drawn = rng.integers(size, size=(n, size)) + size * np.arange(n)[:, None]
+    return np.bincount(drawn.ravel(), minlength=n * size).reshape(n, size)
 
 
 def _chunks(n: int, width: int) -> list[int]:
@@ -438,6 +497,132 @@ def _vote(answers: Sequence[Hashable], correct: FloatArray, subsets_DN: IntArray
     votes = (code[subsets_DN][:, :, None] == np.arange(len(seen))).sum(axis=1)  # [D, answers]
     first = (votes == votes.max(axis=1, keepdims=True)) & (votes > 0)
     return float(np.mean(first @ right / np.maximum(first.sum(axis=1), 1)))
+
+
+# ---------------------------------------------------------------------------------------------- steps
+
+
+def first_error(steps: npt.ArrayLike, threshold: float) -> int:
+    """0-based index of the first step whose reward is not above the threshold; -1 where all are.
+
+    >>> first_error([0.9, 0.5, 0.2], 0.5), first_error([0.9, 0.8], 0.5)
+    (1, -1)
+    """
+    flagged = np.flatnonzero(_vector("steps", steps) <= threshold)
+    return int(flagged[0]) if flagged.size else -1
+
+
+def first_error_f1(
+    predicted_B: npt.ArrayLike, first_B: npt.ArrayLike, weights: npt.ArrayLike | None = None
+) -> FirstErrorF1:
+    """Harmonic mean of two accuracies: of solutions with an error and of those without. It is no F1 of a classifier.
+
+    Source: Zheng et al. 2024 (ProcessBench), arXiv:2412.06559 section 3.
+
+    Args:
+        predicted_B: [B] 0-based index of the first wrong step, -1 for none.
+        first_B: [B] the true one; an error counts as found only at the exact index.
+        weights: [B] how much each solution counts, >= 0.
+
+    >>> first_error_f1([1, -1, 1, 0], [1, -1, 2, -1])
+    FirstErrorF1(error=0.5, correct=0.5, f1=0.5)
+    """
+    predicted, first = _vector("predicted", predicted_B), _vector("first", first_B)
+    _same_length(predicted, first)
+    weight, hit = _weights(weights, first.size), predicted == first
+    error, correct = (_mean(hit[s], weight[s]) if weight[s].any() else None for s in (first >= 0, first < 0))
+    both = None if error is None or correct is None else float(harmonic_mean(error, correct))
+    return FirstErrorF1(error, correct, both)
+
+
+def harmonic_mean(a: npt.ArrayLike, b: npt.ArrayLike) -> FloatArray:
+    """2ab / (a + b) of numbers >= 0 of one shape; 0 where both are 0, and NaN where either is."""
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    total = x + y
+    return np.where(total == 0, 0.0, 2 * x * y / np.where(total == 0, 1.0, total))
+
+
+def best_threshold(
+    steps_B: Sequence[npt.ArrayLike], first_B: npt.ArrayLike, weights: npt.ArrayLike | None = None
+) -> float | None:
+    """The threshold of `first_error` with the highest F1 on these solutions; None if there is one class.
+
+    A solution is right for thresholds in one interval: from the reward of its first wrong step up to, not including,
+    the lowest reward before it; without an error, below its lowest reward. So F1 is highest where an interval starts.
+
+    Args:
+        steps_B: B lists of step rewards; an empty one is a solution without rewards, which is never right.
+        first_B: [B] 0-based index of the first wrong step, -1 for none.
+        weights: [B] how much each solution counts, >= 0.
+
+    Returns:
+        the middle of the interval of best thresholds, the lowest of several; or where it starts, if it has no end.
+    """
+    first = _vector("first", first_B).astype(np.int64)
+    weight = _weights(weights, first.size)
+    mass = [weight[side].sum() for side in (first >= 0, first < 0)]
+    rows = [(np.asarray(steps, dtype=np.float64), k, w) for steps, k, w in zip(steps_B, first, weight, strict=True)]
+    scored = [(steps, int(k), w) for steps, k, w in rows if steps.size]
+    starts = np.array([steps[k] for steps, k, _ in scored if k >= 0])
+    if not (min(mass) > 0 and starts.size):
+        return None
+    before = np.array([steps[:k].min(initial=np.inf) for steps, k, _ in scored if k >= 0])
+    lowest, kept = np.array([(steps.min(), w) for steps, k, w in scored if k < 0] or np.zeros((0, 2))).reshape(-1, 2).T
+    found = np.where(starts < before, [w for _, k, w in scored if k >= 0], 0.0)
+    tried = np.unique(starts)
+    error = (_mass_up_to(tried, starts, found) - _mass_up_to(tried, before, found)) / mass[0]
+    correct = (kept.sum() - _mass_up_to(tried, lowest, kept)) / mass[1]
+    best = tried[int(np.argmax(harmonic_mean(error, correct)))]
+    events = np.concatenate([starts, before, lowest])
+    end = events[events > best].min(initial=np.inf)
+    middle = best + (end - best) / 2
+    return float(middle if middle < end < np.inf else best)
+
+
+def _mass_up_to(at: FloatArray, places: FloatArray, mass: FloatArray) -> FloatArray:
+    """Summed mass of the places that are not above each of `at`."""
+    order = np.argsort(places)
+    summed = np.concatenate([[0.0], np.cumsum(mass[order])])
+    up_to: FloatArray = summed[np.searchsorted(places[order], at, side="right")]
+    return up_to
+
+
+def prm_score(said_S: npt.ArrayLike, right_S: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> PrmScore:
+    """F1 of the right steps, F1 of the wrong steps, and their mean.
+
+    Source: Song et al. 2025 (PRMBench), arXiv:2501.03124 section 4.
+
+    Args:
+        said_S: [S] 1 where the step was taken for right, 0 for wrong; or the chance that it is, in [0, 1].
+        right_S: [S] 0 or 1.
+        weights: [S] how much each step counts, >= 0.
+
+    >>> [round(value, 4) for value in prm_score([1, 1, 0, 1], [1, 0, 0, 1])]
+    [0.8, 0.6667, 0.7333]
+    """
+    sums = confusion(said_S, right_S, weights).sum(axis=0)
+    f1, negative = (float(value) for value in f1_of_confusion(sums))
+    known = [None if math.isnan(value) else value for value in (f1, negative, (f1 + negative) / 2)]
+    return PrmScore(*known)
+
+
+def confusion(said_S: npt.ArrayLike, right_S: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> FloatArray:
+    """Each step's share in true positives, false positives, false negatives and true negatives, [S, 4].
+
+    Arguments as in `prm_score`.
+    """
+    said, right = _unit("said", said_S), _binary("right", right_S)
+    _same_length(said, right)
+    cells = np.stack([said * right, said * (1 - right), (1 - said) * right, (1 - said) * (1 - right)], axis=1)
+    counted: FloatArray = cells * _weights(weights, right.size)[:, None]
+    return counted
+
+
+def f1_of_confusion(sums: FloatArray) -> FloatArray:
+    """F1 of the right steps and of the wrong ones, [2, ...], of confusion sums [..., 4]; NaN where undefined."""
+    tp, fp, fn, tn = np.moveaxis(sums, -1, 0)
+    with np.errstate(invalid="ignore"):
+        return np.stack([2 * tp / (2 * tp + fp + fn), 2 * tn / (2 * tn + fp + fn)])
 
 
 # ---------------------------------------------------------------------------------------------- what comes in

@@ -9,10 +9,11 @@ import karat
 import toys
 from karat.engine.padded import PaddedEngine, PaddedForward
 from karat.models import checkpoint
+from karat.models.heads import rewards_of
 from karat.rewards._local import LocalModel, golden_values
-from karat.rewards.base import kind, kinds, option_names
+from karat.rewards.base import defaults, kind, kinds, option_names
 from karat.spec import RewardSpec
-from karat.types import BadInput, Example, Labelled, Message, Pair, Ranking, Reward
+from karat.types import BadInput, Example, Labelled, Message, Pair, Ranking, Reward, Stepped
 
 KINDS = sorted(kinds())
 ANSWERS = ["4", "It is four.", "", "five" * 9, "4", "</s>", "Bluë 🌊"]
@@ -20,23 +21,32 @@ ANSWERS = ["4", "It is four.", "", "five" * 9, "4", "</s>", "Bluë 🌊"]
 
 @pytest.fixture(scope="module", params=KINDS)
 def local(request, tmp_path_factory):
-    folder = toys.save(tmp_path_factory.mktemp(request.param) / "m", tokenizer=toys.byte_tokenizer(pad="</s>"))
+    at_steps = spec_of(request.param).at_steps
+    model = toys.step_model() if at_steps else toys.reward_model()
+    folder = toys.save(tmp_path_factory.mktemp(request.param) / "m", model, toys.byte_tokenizer(pad="</s>"))
     return karat.load(str(folder), kind=request.param)
 
 
+def spec_of(name, **options):
+    return RewardSpec(kind=name).with_options(**{**defaults(name, options), **options})
+
+
 def rewards(model, answers=ANSWERS):
+    answers = [a for a in answers if a or not model.at_steps]  # an answer in steps has one at least
     return [r.value for r in model.score("2+2?", answers, strict=True)]
 
 
 def test_a_batch_is_its_singles(local):
-    assert rewards(local) == pytest.approx([rewards(local, [a])[0] for a in ANSWERS], abs=1e-5)
+    alone = [r for a in ANSWERS for r in rewards(local, [a])]
+    assert rewards(local) == pytest.approx(alone, abs=1e-5)
 
 
 def test_order_and_duplicates(local):
     wanted = rewards(local)
-    order = list(range(len(ANSWERS))) * 2
+    answers = [a for a in ANSWERS if a or not local.at_steps]
+    order = list(range(len(answers))) * 2
     random.Random(0).shuffle(order)
-    assert rewards(local, [ANSWERS[i] for i in order]) == pytest.approx([wanted[i] for i in order], abs=1e-5)
+    assert rewards(local, [answers[i] for i in order]) == pytest.approx([wanted[i] for i in order], abs=1e-5)
     assert len(set(rewards(local, ["4"] * 3))) == 1
 
 
@@ -65,7 +75,9 @@ def test_negative_control_last_of_the_row_is_another_token(local):
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("options", [{}, {"pooling": "mean"}], ids=str)
 def test_saved_and_loaded_scores_are_the_same(name, options, tmp_path):
-    spec = RewardSpec(kind=name).with_options(**options)
+    spec = spec_of(name, **options)
+    if spec.at_steps != spec_of(name).at_steps:
+        pytest.skip("read at steps only")
     parts = checkpoint.start(toys.save(tmp_path / "m"), spec)
     with torch.no_grad():
         parts.head.out.weight.normal_()
@@ -79,24 +91,27 @@ ITEMS = {
     Pair: lambda a, b: Pair(a, b),
     Ranking: lambda a, b: Ranking((a, b), (1, 2)),
     Labelled: lambda a, b: Labelled(a, 1.0),
+    Stepped: lambda a, b: Stepped((a,), ((1.0,),)),
 }
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_kind_keeps_its_contract(name):
     """A loss per row that falls when the better answer gains, and a comparison that is a probability."""
-    made = kind(name)
-    a, b = (Example((Message("user", "2+2?"),), text) for text in ("4", "five"))
+    spec = spec_of(name)
+    made = kind(name).by(spec)
+    a, b = (Example((Message("user", "2+2?"),), text, steps=(text,)) for text in ("4", "five"))
     for item_type in made.items:
         item = ITEMS[item_type](a, b)
         width = len(made.examples(item))
         assert made.examples(item)[0] is a and made.problem_of(item) == "" and isinstance(made.problem([item]), str)
         targets = made.targets([item, item])
-        scores = torch.zeros(2, width, requires_grad=True)
-        loss = made.loss(scores, torch.ones(2, width, dtype=torch.bool), targets)
-        assert loss.shape == (2,) and bool(loss.isfinite().all())
-        loss.sum().backward()
-        assert float(scores.grad[0, 0]) < 0
+        numbers = torch.zeros(2, width, spec.head.outputs, requires_grad=True)
+        loss = made.loss(numbers, torch.ones(2, width, dtype=torch.bool), targets)
+        assert loss.shape == (2,) and bool(loss.isfinite().all()) and made.size(item) == 1
+        (down,) = torch.autograd.grad(loss.sum(), numbers)
+        (up,) = torch.autograd.grad(rewards_of(spec, numbers[0]).sum(), numbers)
+        assert float((down * up)[0, 0].sum()) < 0
     assert made.compare(Reward(1.0), Reward(1.0)) == 0.5
     assert made.compare(Reward(2.0), Reward(1.0)) > 0.5 > made.compare(Reward(1.0), Reward(2.0))
 

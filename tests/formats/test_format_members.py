@@ -7,12 +7,13 @@ import sys
 import pytest
 
 from karat.formats import base
-from karat.types import BadInput, Example, Labelled, Message, Pair, Ranking
+from karat.types import BadInput, Example, Labelled, Message, Pair, Ranking, Stepped
 
 USER, ASSISTANT = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "a"}
 OTHER = {"role": "assistant", "content": "b"}
 Q = (Message("user", "Q"),)
 QA, QB = Example(Q, "a"), Example(Q, "b")
+IN_STEPS = Example.of_steps(Q, ["a", "b"])
 
 
 def read(name, row):
@@ -118,6 +119,20 @@ def test_examples_without_a_label():
     assert example.context == {"reference": [1]}
 
 
+def test_answers_in_steps_without_labels_for_them():
+    row = {"prompt": "Q", "steps": ["a", "b"], "id": 1}
+    assert base.detect(row) == "examples"
+    assert read("examples", row) == [IN_STEPS] == read("examples", {**row, "messages": None, "response": None})
+    assert (IN_STEPS.response, IN_STEPS.steps) == ("a\n\nb", ("a", "b"))
+    assert base.detect(row | {"label": 1}) == "outcome"
+    assert read("outcome", row | {"label": 1}) == [Labelled(IN_STEPS, 1.0)]
+
+
+def test_an_answer_that_is_there_wins_over_steps():
+    for row in ({"prompt": "Q", "response": "a", "steps": 500}, {"messages": [USER, ASSISTANT], "steps": 500}):
+        assert read("examples", row) == [QA]
+
+
 EXAMPLE = {"prompt": "Q", "response": "a", "messages": [USER, ASSISTANT]}
 
 
@@ -203,14 +218,24 @@ def test_a_needed_column_that_is_misspelt_is_named_where_the_format_is_given(tmp
 
 def test_the_columns_that_are_known():
     pair = {"chosen", "rejected", "preference", "margin", "weight", "context"}
-    answer = {"prompt", "response", "messages", "context"}
+    answer = {"prompt", "response", "steps", "messages", "context"}
+    more = {"weight", "context"}
     assert {name: base.known_columns(name) for name in base.names()} == {
         "examples": answer,
         "hh": pair,
-        "kwise": {"prompt", "responses", "ranks", "scores", "weight", "context"},
-        "model_solutions": {"question", "weight", "context"},
+        "kwise": {"prompt", "responses", "ranks", "scores"} | more,
+        "math_shepherd": {"input", "label", "task"} | more,
+        "mistake": {"input", "steps", "mistake_index", "target", "answer", "task"} | more,
+        "model_solutions": {"question"} | more,
+        "omega_prm": {"question", "reasoning_steps", "final_answer", "question_id"} | more,
         "outcome": answer | {"label", "correct", "is_correct", "score", "rating", "weight"},
         "preference": pair | {"prompt"},
+        "prm800k": {"question", "label"} | more,
+        "prmbench": {"modified_process", "error_steps", "original_process", "classification", "idx"}
+        | {"question", "modified_question", "original_question"}
+        | more,
+        "processbench": {"problem", "steps", "label", "id", "generator", "final_answer_correct"} | more,
+        "stepwise": {"prompt", "completions", "steps", "labels"} | more,
     }
     assert all(word in base.get(name).COLUMNS for name in base.names() for word in base.known_columns(name))
 
@@ -274,6 +299,9 @@ REFUSED_ROWS = [
     ("kwise", KWISE | {"ranks": [1, 2]}, {"responses": ["a"], "ranks": [1]}, "1 answers and 1 ranks; a ranking needs"),
     ("kwise", KWISE | {"scores": [1, 2]}, {"scores": [1, NAN]}, "`scores` has to be a finite number, but it is nan"),
     ("kwise", KWISE | {"scores": [1, 2]}, {"scores": [1, None]}, "`scores` has to be a number, but it is None"),
+    ("examples", {"prompt": "Q", "steps": ["a"]}, {"steps": []}, "`steps` is an empty list"),
+    ("examples", {"prompt": "Q", "steps": ["a"]}, {"steps": None}, "`steps` is missing"),
+    ("examples", {"prompt": "Q", "steps": ["a"]}, {"steps": ["a", " "]}, "step 2 of `steps` is empty; remove it"),
     ("examples", ANSWER, {"response": ["a"]}, "`response` has to be text, but it is ['a']"),
     ("examples", CHAT, {"messages": [USER]}, "the last message of `messages` has to be the assistant's"),
     ("examples", CHAT, {"messages": None}, "`messages` is missing"),
@@ -327,6 +355,12 @@ def test_no_usable_row_is_refused(tmp_path):
         ("examples", Example(Q, "b", {"k": float("nan")}), "would not read back the same"),
         ("hh", Pair(QA, Example((Message("system", "s"),), "b")), "no role 'system'; write the pair as preference"),
         ("hh", Pair(QA, Example(Q, "b\n\nHuman: c")), "reads as the start of a turn"),
+        ("hh", Pair(QA, IN_STEPS), "has no place for the steps of an answer; use outcome or stepwise"),
+        ("preference", Pair(IN_STEPS, QA), "no place for the steps"),
+        ("kwise", Ranking((QA, IN_STEPS), (1, 2)), "no place for the steps"),
+        ("model_solutions", Labelled(IN_STEPS, 1.0), "no place for the steps"),
+        ("examples", Example(Q, "a, b", {}, ("a", "b")), "is not that of its steps"),
+        ("outcome", Stepped((IN_STEPS,), ((1.0, 0.0),)), "holds labelled answers, but this is a Stepped"),
     ],
 )
 def test_a_format_refuses_what_it_cannot_hold(tmp_path, name, item, reason):
@@ -338,7 +372,9 @@ def test_a_format_refuses_what_it_cannot_hold(tmp_path, name, item, reason):
 def test_members_keep_the_contract():
     sentences = base.describe()
     assert list(sentences) == base.names()
-    assert {"preference", "hh", "outcome", "kwise", "examples", "model_solutions"} <= set(sentences)
+    assert {"preference", "hh", "outcome", "kwise", "examples", "model_solutions", "stepwise", "prm800k"} <= set(
+        sentences
+    )
     for name, sentence in sentences.items():
         member = base.get(name)
         assert sentence == (member.__doc__ or "").partition("\n")[0]

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from karat.formats import base
-from karat.types import BadInput, Example, Labelled, Message, Pair, Ranking
+from karat.types import BadInput, Example, Labelled, Message, Pair, Ranking, Stepped
 
 TEXT = st.text(max_size=6) | st.sampled_from(["", " a", "\n\nHuman: ", "\r", "\ufeff", "[]", '{"role": 1}', "nan", ","])
 NUMBER = st.floats(allow_nan=False, allow_infinity=False)
@@ -20,7 +20,12 @@ JSON = st.recursive(
     max_leaves=3,
 )
 CONTEXT = st.just({}) | st.dictionaries(st.sampled_from(string.ascii_lowercase), JSON, max_size=2)
-EXAMPLE = st.builds(Example, PROMPT, TEXT, CONTEXT)
+STEP = TEXT.filter(str.strip)
+NOTHING = st.just({})
+STEPS = st.lists(STEP, min_size=1, max_size=3)
+EXAMPLE = st.builds(Example, PROMPT, TEXT, CONTEXT) | st.builds(Example.of_steps, PROMPT, STEPS, CONTEXT)
+UNIT = st.none() | st.floats(0, 1)
+CLASS = st.sampled_from([None, -1.0, 0.0, 1.0])
 
 
 @st.composite
@@ -40,6 +45,69 @@ def rankings(draw):
     return Ranking(tuple(Example(prompt, a, context) for a in answers), tuple(ranks), draw(WEIGHT))
 
 
+@st.composite
+def stepped(draw, label, prompt=PROMPT, step=STEP, about=NOTHING):
+    steps = draw(st.lists(step, min_size=1, max_size=3))
+    one = Example.of_steps(draw(prompt), steps, draw(CONTEXT) | draw(about))
+    return Stepped((one,), (tuple(draw(label) for _ in steps),), draw(WEIGHT))
+
+
+@st.composite
+def blamed(draw, about):
+    """The first wrong step is labelled, and those before it."""
+    one = draw(stepped(st.none(), TEXT)).branches[0]
+    first = draw(st.integers(-1, len(one.steps) - 1))
+    one = Example.of_steps(one.prompt, one.steps, {**one.context, **draw(about), "first_error": first})
+    labels = [1.0 if first < 0 or place < first else 0.0 if place == first else None for place in range(len(one.steps))]
+    return Stepped((one,), (tuple(labels),), draw(WEIGHT))
+
+
+@st.composite
+def bench(draw):
+    item = draw(stepped(st.just(1.0), TEXT, about=st.booleans().map(lambda original: {"original": original})))
+    (one,), (labels,) = item.branches, item.labels
+    wrong = set() if one.context["original"] else draw(st.sets(st.integers(0, len(labels) - 1)))
+    return Stepped((one,), (tuple(0.0 if place in wrong else 1.0 for place in range(len(labels))),), item.weight)
+
+
+@st.composite
+def beside_a_path(draw):
+    """A chosen path, and other last steps beside it or behind it."""
+    item = draw(stepped(CLASS, TEXT))
+    path, labels = item.branches[0], item.labels[0]
+    others = sorted(draw(st.lists(st.tuples(st.integers(0, len(labels)), STEP), max_size=3)), key=lambda one: one[0])
+    branches = [Example.of_steps(path.prompt, (*path.steps[:k], text), path.context) for k, text in others]
+    said = [(*[None] * k, draw(st.sampled_from([-1.0, 0.0, 1.0]))) for k, _ in others]
+    return Stepped((path, *branches), (labels, *said), item.weight)
+
+
+@st.composite
+def trees(draw):
+    node = st.deferred(lambda: st.tuples(STEP, st.floats(0, 1), st.just([]) | st.lists(node, max_size=2)))
+    prompt, context = draw(TEXT), draw(CONTEXT)
+    paths = list(to_leaves(draw(st.lists(node, min_size=1, max_size=2))))
+    branches = tuple(Example.of_steps(prompt, [text for text, _ in path], context) for path in paths)
+    return Stepped(branches, tuple(tuple(label for _, label in path) for path in paths), draw(WEIGHT))
+
+
+def to_leaves(nodes):
+    for text, value, children in nodes:
+        for place, path in enumerate(to_leaves(children) if children else [[]]):
+            yield [(text, None if place else value), *path]
+
+
+@st.composite
+def shepherds(draw):
+    text = st.sampled_from(["a", "b c.", "x\n\ny", "1 + 1", "-", "к"])
+    item = draw(stepped(st.sampled_from([0.0, 1.0]), text, text, st.sampled_from([{}, {"task": "GSM8K"}])))
+    one = item.branches[0]
+    steps = [f"Step {place}: {step}" for place, step in enumerate(one.steps, 1)]
+    return Stepped((Example.of_steps(one.prompt, steps, one.context),), item.labels, item.weight)
+
+
+NAMED = {"generator": st.just("m"), "final_answer_correct": st.booleans()}
+PROCESSBENCH = st.fixed_dictionaries({}, optional=NAMED)
+ANSWERED = st.fixed_dictionaries({}, optional={"target": st.just("1"), "answer": st.just("2"), "task": st.just("t")})
 QUESTION = st.builds(Example, TEXT.map(lambda q: (Message("user", q),)), TEXT, CONTEXT)
 DIALOGUE = st.lists(st.builds(Message, st.sampled_from(["user", "assistant"]), TEXT), max_size=3).map(
     lambda turns: (Message("user", "Q"), *turns)
@@ -48,6 +116,13 @@ ITEMS = {
     "preference": pairs(),
     "hh": pairs(DIALOGUE),
     "outcome": st.builds(Labelled, EXAMPLE, NUMBER, WEIGHT),
+    "stepwise": stepped(UNIT | st.just(-1.0)),
+    "processbench": blamed(PROCESSBENCH | st.just({"id": "gsm8k-7", "subset": "gsm8k"})),
+    "mistake": blamed(ANSWERED),
+    "prmbench": bench(),
+    "prm800k": beside_a_path(),
+    "omega_prm": trees(),
+    "math_shepherd": shepherds(),
     "kwise": rankings(),
     "examples": EXAMPLE,
     "model_solutions": st.builds(Labelled, QUESTION, st.sampled_from([0.0, 1.0]), WEIGHT),
@@ -78,7 +153,7 @@ def check(items, path, name):
     try:
         assert base.write(items, path, name) == len(items)
     except BadInput as error:
-        expected = "reads as the start of a turn" if name == "hh" else "in CSV an empty `question`"
+        expected = "reads as the start of a turn" if name == "hh" else "in CSV an empty `"
         assert expected in str(error)
         assume(False)
     loaded = base.load(path)

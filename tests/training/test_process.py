@@ -20,9 +20,7 @@ from karat.types import BadInput, Example, Stepped
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A token classifier as transformers writes it."""
-    torch.manual_seed(0)
-    model = AutoModelForTokenClassification.from_config(toys.config(num_labels=2))
-    return toys.save(tmp_path_factory.mktemp("model") / "m", toys._spread(model))
+    return toys.save(tmp_path_factory.mktemp("model") / "m", toys.step_model())
 
 
 def one(steps, labels, weight=1.0, prompt="q?"):

@@ -27,14 +27,16 @@ def result(found: Any) -> None:
     """Print an evaluation: each figure with its interval, and its nulls under it."""
     from karat.cli._options import spelled
     from karat.evaluation._report import tie, verdict
+    from karat.types import grouped
 
     rows: list[tuple[str, str, str]] = []
     for figure in found.figures:
         rows.append((figure.name, number(figure.value), interval(figure)))
         rows += [(f"  {null.name} (null)", number(null.value), interval(null)) for null in found.nulls_of(figure.name)]
     table(("figure", "value", "95 % interval"), rows, f"{found.name}: {found.judged} of {found.n} {found.unit} judged")
-    for reason, count in found.unscored.items():
-        print(f"unscored {count}: {spelled(reason)}")
+    reasons = [reason for reason, count in found.unscored.items() for _ in range(count)]
+    for reason, places in grouped(reasons).items():
+        print(f"unscored {len(places)}: {spelled(reason)}")
     if found.tied:
         print(f"tied {found.tied}: {tie(found)}")
     print(verdict(found))

@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class Chart:
 def charts(result: Result, seed: int = 0) -> list[Chart]:
     """The charts of a result, in reading order; those without data are left out."""
     made = [forest(result), distribution(result), agreement(result, seed), reliability(result)]
-    made += [length(result, seed), best_of(result)]
+    made += [positions(result), length(result, seed), best_of(result)]
     return [chart for chart in made if chart is not None]
 
 
@@ -96,7 +96,7 @@ def distribution(result: Result) -> Chart | None:
     reward, right = np.asarray(result.arrays["reward"]), np.asarray(result.arrays["right"]) == 1
     rows = _reward_bars(reward, right)
     means = [f"{name} {reward[side].mean():.3g}" for name, side in (("right", right), ("wrong", ~right)) if side.any()]
-    alt = f"Rewards of right and wrong answers; means: {', '.join(means)}"
+    alt = f"Rewards of right and wrong {_one(result)}s; means: {', '.join(means)}"
     return Chart("Rewards", alt, alt, _histogram(rows, "reward", stack=False))
 
 
@@ -147,7 +147,10 @@ def length(result: Result, seed: int = 0) -> Chart | None:
     rows = [{"length": int(lengths[i]), "reward": float(reward[i]), "side": names[right[i]]} for i in drawn]
     chart = _alt().Chart(_data(rows)).mark_point(filled=True, size=22, opacity=0.45)
     x = _alt().X(
-        "length:Q", title="characters of the answer", scale=_alt().Scale(zero=False), axis=_alt().Axis(tickCount=8)
+        "length:Q",
+        title=f"characters of the {_one(result)}",
+        scale=_alt().Scale(zero=False),
+        axis=_alt().Axis(tickCount=8),
     )
     y = _alt().Y("reward:Q", title="reward")
     colour = _colour("side:N", {names[1]: OWN, names[0]: WRONG}, legend="rating" not in result.arrays)
@@ -156,6 +159,28 @@ def length(result: Result, seed: int = 0) -> Chart | None:
     sample = f", {len(drawn):,} of {lengths.size:,} shown" if len(drawn) < lengths.size else ""
     words = f"{words}{sample}"
     return Chart("Reward and length", words, words, _spec(chart.encode(x=x, y=y, color=colour)))
+
+
+def positions(result: Result) -> Chart | None:
+    """Mean reward of right and of wrong steps by their place in the answer; the last twentieth is not drawn."""
+    if "position" not in result.arrays:
+        return None
+    place, reward = np.asarray(result.arrays["position"]), np.asarray(result.arrays["reward"], dtype=np.float64)
+    right = np.asarray(result.arrays["right"]) == 1
+    last = int(np.quantile(place, 0.95))
+    series = {
+        name: [(k, float(reward[side & (place == k)].mean())) for k in range(last + 1) if (side & (place == k)).any()]
+        for name, side in (("right", right), ("wrong", ~right))
+    }
+    made = curves("Reward by step", series)
+    ends = [f"{name} {reward[side].mean():.3g}" for name, side in (("right", right), ("wrong", ~right)) if side.any()]
+    words = f"Mean reward of right and wrong steps by place, from 0; over all places: {', '.join(ends)}"
+    return made and replace(made, caption=words, alt=words)
+
+
+def _one(result: Result) -> str:
+    """What one reward is of."""
+    return "step" if "position" in result.arrays else "answer"
 
 
 def _sides(result: Result) -> tuple[tuple[str, str], Any]:

@@ -9,9 +9,9 @@ import numpy as np
 
 from karat import metrics
 from karat.evaluation.base import LEAD, Figure, Mistake, Scorer
-from karat.metrics import FloatArray, Interval
+from karat.metrics import FloatArray, IntArray, Interval
 from karat.rewards.base import Output
-from karat.types import BadInput, Example, Item, Labelled, Pair, Reward, Unscored
+from karat.types import BadInput, Example, Item, Labelled, Pair, Reward, Stepped, Unscored
 
 MISTAKES = 5
 _RESAMPLES_OF_A_STATISTIC = 500
@@ -23,13 +23,25 @@ class Judged:
 
     kept: tuple[int, ...]  # places in the items given
     rewards: tuple[FloatArray, ...]  # for each of them [K], one reward per answer
+    given: tuple[tuple[Reward, ...], ...]  # the same as the scorer gave them
     unscored: dict[str, int]  # reason of the first unscored answer → items
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A figure, what its nulls get, and the lead over the best of them."""
+
+    own: Figure
+    nulls: tuple[Figure, ...]
+    lead: Figure
+
+
 def answers_of(item: Item) -> tuple[Example, ...]:
-    """The answers of an item: chosen and rejected, the one, or the candidates."""
+    """The answers of an item: chosen and rejected, the one, the candidates, or the branches."""
     if isinstance(item, Pair):
         return (item.chosen, item.rejected)
+    if isinstance(item, Stepped):
+        return item.branches
     return (item.example,) if isinstance(item, Labelled) else item.candidates
 
 
@@ -51,8 +63,8 @@ def judge(scorer: Scorer, items: Sequence[Item]) -> Judged:
     unscored = Counter(reason for reason in reasons if reason is not None)
     if not kept:
         raise BadInput(f"nothing could be judged: {_most(unscored)}")
-    rewards = tuple(_values([r for r in groups[i] if isinstance(r, Reward)]) for i in kept)
-    return Judged(kept, rewards, dict(unscored.most_common()))
+    given = tuple(tuple(r for r in groups[i] if isinstance(r, Reward)) for i in kept)
+    return Judged(kept, tuple(map(_values, given)), given, dict(unscored.most_common()))
 
 
 def require(decided: Sequence[Item], why: str) -> None:
@@ -80,6 +92,15 @@ def scale(output: Output) -> str:
     return {"logit": "logits", "probability": "in probability", "rating": "in the unit of the ratings"}[output]
 
 
+def both_scales(reward: FloatArray, output: Output) -> tuple[FloatArray, FloatArray]:
+    """Probabilities, and numbers with the sign of a logit, of rewards that are one of the two."""
+    if output == "logit":
+        return metrics.sigmoid(reward), reward
+    if reward.min() < 0 or reward.max() > 1:
+        raise BadInput(f"rewards go from {reward.min():g} to {reward.max():g}: pass output='logit', or probabilities")
+    return reward, reward - 0.5
+
+
 def prompt_ids(examples: Iterable[Example]) -> list[int]:
     """A number for each distinct prompt, in order of appearance: the clusters of the bootstrap."""
     seen: dict[Hashable, int] = {}
@@ -98,6 +119,10 @@ class Sample:
     weights: FloatArray  # [B] >= 0
     prompts: Sequence[int]  # [B]
     seed: int
+
+    def take(self, rows: IntArray) -> "Sample":
+        """Some of the rows."""
+        return Sample(self.weights[rows], [self.prompts[int(i)] for i in rows], self.seed)
 
     @property
     def clusters(self) -> int:
@@ -143,6 +168,12 @@ class Sample:
         n = _RESAMPLES_OF_A_STATISTIC
         return metrics.bootstrap_interval(columns, statistic, groups=self.prompts, n=n, seed=self.seed)
 
+    def sums_interval(self, columns: FloatArray, statistic: metrics.OfSums) -> Interval | None:
+        """Interval of what the sums of the columns [B, F] decide; None where there is one prompt."""
+        if self.clusters < 2:
+            return None
+        return metrics.bootstrap_of_sums(columns, statistic, groups=self.prompts, seed=self.seed)
+
 
 def bounded(figure: Figure, ends: tuple[float, float], found: Interval | None, trials: int) -> Figure:
     """A figure that lies between `ends` with the interval that resampling found; one prompt (None) gives none.
@@ -166,7 +197,7 @@ def _joined(*notes: str) -> str:
     return "; ".join(note for note in notes if note)
 
 
-def spread(rewards: FloatArray) -> list[Figure]:
+def spread(rewards: FloatArray, what: str = "reward") -> list[Figure]:
     """Mean, standard deviation and range of all rewards judged."""
     found = {
         "mean": rewards.mean(),
@@ -174,14 +205,14 @@ def spread(rewards: FloatArray) -> list[Figure]:
         "lowest": rewards.min(),
         "highest": rewards.max(),
     }
-    return [Figure(f"reward, {name}", float(value), n=rewards.size) for name, value in found.items()]
+    return [Figure(f"{what}, {name}", float(value), n=rewards.size) for name, value in found.items()]
 
 
-def length_correlation(lengths: FloatArray, rewards: FloatArray) -> list[Figure]:
-    """Correlation of reward and characters of the answer; none where either is constant."""
+def length_correlation(lengths: FloatArray, rewards: FloatArray, of: str = "answer") -> list[Figure]:
+    """Correlation of reward and characters of the answer, or of the step; none where either is constant."""
     found = {"Pearson": metrics.pearson(lengths, rewards), "Spearman": metrics.spearman(lengths, rewards)}
     return [
-        Figure(f"reward and length, {name}", value, n=rewards.size, note="characters of the answer; 0 is no relation")
+        Figure(f"reward and length, {name}", value, n=rewards.size, note=f"characters of the {of}; 0 is no relation")
         for name, value in found.items()
         if value is not None
     ]

@@ -19,31 +19,42 @@ from karat.types import BadInput, Example, Item
 
 
 def evaluate_files(
-    model: RewardModel, data: Sequence[str], training: Sequence[str] = (), format: str | None = None, seed: int = 0
+    model: RewardModel,
+    data: Sequence[str],
+    training: Sequence[str] = (),
+    format: str | None = None,
+    seed: int = 0,
+    *,
+    name: str | None = None,
 ) -> list[Result]:
     """The figures of a model on the items of each data file; `training` files feed the n-gram null.
+
+    The items pick the evaluation, unless `name` does. A benchmark in several files, which is one evaluation over its
+    subsets, is read as one set of items where it is named.
 
     Raises:
         BadInput: a file holds no items that can be evaluated; all are read and checked before any is scored.
     """
-    read = [_read(path, format, model.output) for path in data]
+    read = [_read(path, format, model.output, name) for path in data]
+    if name:
+        read = [([item for items, _ in read for item in items], [why for _, unused in read for why in unused])]
     known = [i for source in training for i in formats.load(source, format).items if not isinstance(i, Example)]
 
     def score(examples: Sequence[Example]) -> list[types.Result]:
         return list(model.score_many(examples))
 
-    found = [(evaluate(score, items, known, seed, output=model.output), unused) for items, unused in read]
+    found = [(evaluate(score, items, known, seed, output=model.output, name=name), why) for items, why in read]
     return [with_unscored(result, unused) for result, unused in found]
 
 
-def _read(path: str, format: str | None, output: Output) -> tuple[list[Item], list[str]]:
+def _read(path: str, format: str | None, output: Output, name: str | None) -> tuple[list[Item], list[str]]:
     """The labelled items of a file, and why each of its other rows is not used."""
     loaded = formats.load(path, format)
     items = [item for item in loaded.items if not isinstance(item, Example)]
     if not items:
-        raise BadInput(f"{path} holds answers without labels; to evaluate, it needs pairs, labels or rankings")
+        raise BadInput(f"{path} holds answers without labels; to evaluate, it needs pairs, labels, rankings or steps")
     try:
-        choose(items, output)
+        choose(items, output, name)
     except BadInput as error:
         where = "" if str(error).startswith(formats.parse_source(path).path) else f"{path}: "
         raise BadInput(f"{where}{error}") from None

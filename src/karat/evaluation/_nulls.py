@@ -136,8 +136,10 @@ def _sample(size: int, seed: int) -> list[int]:
 
 
 def _both(examples: Sequence[Example]) -> Any:
-    prompts = ["\n".join(message.content for message in e.prompt) for e in examples]
-    return _columns([_features([e.response for e in examples]), _features(prompts)])
+    places: dict[Any, int] = {}
+    rows = [places.setdefault(e.prompt, len(places)) for e in examples]
+    prompts = _features(["\n".join(message.content for message in prompt) for prompt in places])
+    return _columns([_features([e.response for e in examples]), prompts[rows]])
 
 
 def _features(texts: Sequence[str]) -> Any:

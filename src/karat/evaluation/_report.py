@@ -83,12 +83,15 @@ def verdict(result: Result) -> str:
     first = f"On {result.judged:,} {result.unit} the {_named(own)} is {_value(own)}{_within(own)}."
     if not nulls or ahead is None:
         return first
-    second = f"The best scorer that knows nothing of quality, “{nulls[0].name}”, gets {_value(nulls[0])}."
+    ignorant = "judges no step" if result.unit == "solutions" else "knows nothing of quality"
+    second = f"The best scorer that {ignorant}, “{nulls[0].name}”, gets {_value(nulls[0])}."
     return f"{first} {second} {_compared(result, ahead)}{_best_of_words(result)}"
 
 
 def tie(result: Result) -> str:
     """Why items that are tied were left out."""
+    if result.unit == "solutions":
+        return "no label of theirs says right or wrong"
     neither = "is exactly 0.5, neither right nor wrong" if result.unit == "answers" else "prefers no answer"
     return f"their label {neither}"
 
@@ -127,6 +130,7 @@ def _part(result: Result) -> dict[str, Any]:
         "verdict": verdict(result),
         "tone": {True: "beats", False: "fails", None: ""}[beats_null(result)],
         "null_names": names,
+        "ignorant": "that judge no step" if result.unit == "solutions" else "that know nothing of quality",
         "ties": result.figure(result.accuracy) is not None,
         "compared": [_compared_row(result, figure, names) for figure in compared],
         "others": [_row(figure) for figure in result.figures if figure not in compared],

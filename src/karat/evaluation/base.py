@@ -1,7 +1,7 @@
 """What an evaluation is: a scorer and items in, a frozen `Result` of figures and nulls out. It knows no model.
 
 A member is a file of this folder without an underscore; it holds `ITEM`, the class it evaluates, `OUTPUTS`, what the
-rewards may be, and `run`.
+rewards may be, `BY_NAME`, whether it has to be asked for, and `check` and `run`.
 """
 
 from collections import Counter
@@ -53,7 +53,7 @@ class Result:
     name: str  # the evaluation, a file of this folder
     n: int  # items given
     judged: int  # items behind the figures
-    unscored: Mapping[str, int]  # reason → items left out of every figure
+    unscored: Mapping[str, int]  # reason → items left out of every figure but those whose note says otherwise
     figures: tuple[Figure, ...]
     nulls: tuple[Figure, ...]
     headline: str  # the figure that stands for the whole
@@ -89,6 +89,7 @@ class Evaluation(Protocol):
 
     ITEM: type[Any]
     OUTPUTS: tuple[Output, ...]
+    BY_NAME: bool  # a benchmark with rules of its own: it runs only where it is named
 
     def check(self, items: Sequence[Any], /) -> None:
         """Raises BadInput for items, all of `ITEM`, that cannot be evaluated whatever their rewards are."""
@@ -113,21 +114,25 @@ def find(name: str) -> Evaluation:
     return cast(Evaluation, members.load("evaluation", name, "evaluation"))
 
 
-def choose(items: Sequence[Item], output: Output = "logit") -> Evaluation:
-    """The evaluation of such items and rewards; it needs no rewards.
+def choose(items: Sequence[Item], output: Output = "logit", name: str | None = None) -> Evaluation:
+    """The evaluation of such items and rewards, or the one of that name; it needs no rewards.
 
     Raises:
-        BadInput: no items, items of several classes, or labels that cannot be evaluated.
+        BadInput: no items, items of several classes or that the named one does not take, or labels that cannot be
+            evaluated.
     """
     kinds = {type(item) for item in items}
     if len(kinds) != 1:
-        raise BadInput("the items to evaluate have to be all pairs, all labelled answers or all rankings, at least one")
-    kind = kinds.pop()
-    member = next((m for m in map(find, names()) if m.ITEM is kind and output in m.OUTPUTS), None)
-    if member is None:
         raise BadInput(
-            f"no evaluation takes {kind.__name__} items with output={output!r}: use one of {', '.join(names())}"
+            "the items to evaluate have to be all pairs, all labelled answers, all rankings or all answers in steps,"
+            " at least one"
         )
+    kind = kinds.pop()
+    known = [find(name)] if name else [member for member in map(find, names()) if not member.BY_NAME]
+    member = next((m for m in known if m.ITEM is kind and output in m.OUTPUTS), None)
+    if member is None:
+        which = f"evaluation {name} does not take" if name else "no evaluation takes"
+        raise BadInput(f"{which} {kind.__name__} items with output={output!r}: use one of {', '.join(names())}")
     member.check(items)
     return member
 
@@ -140,21 +145,24 @@ def evaluate(
     *,
     answer_of: AnswerOf | None = None,
     output: Output = "logit",
+    name: str | None = None,
 ) -> Result:
     """Scores the items and returns figures with 95 % intervals beside their nulls.
 
     Args:
         scorer: called once with all answers; one Reward or Unscored each, in their order.
-        items: all pairs, all labelled answers or all rankings; their class and `output` pick the evaluation.
+        items: all pairs, all labelled answers, all rankings or all answers in steps; their class and `output` pick the
+            evaluation.
         training_items: what the model was trained on; the n-gram null learns from these and from nothing else.
         seed: of bootstrap, subsampling and vote; the same seed gives the same result.
         answer_of: final answer of a response, for the majority vote of outcomes; default `context["final_answer"]`.
         output: what a reward is: logit, probability in [0, 1], or rating in the labels' unit.
+        name: the evaluation, such as a benchmark; None lets the items pick it.
 
     Raises:
         BadInput: no items, items of several classes, or no item that could be judged.
     """
-    return choose(items, output).run(scorer, items, Setup(tuple(training_items or ()), seed, answer_of, output))
+    return choose(items, output, name).run(scorer, items, Setup(tuple(training_items or ()), seed, answer_of, output))
 
 
 def with_unscored(result: Result, reasons: Sequence[str]) -> Result:

@@ -27,6 +27,7 @@ from karat.types import Ranking
 
 ITEM = Ranking
 OUTPUTS = ("logit", "probability", "rating")
+BY_NAME = False
 ACCURACY, TOP, TAU = "pair accuracy", "top-1 accuracy", "Kendall tau"
 _TAU_NOTE = "tau-b, mean over rankings; equal rewards throughout count 0"
 

@@ -1,16 +1,16 @@
 """Labelled answers: do right ones score above wrong ones, is the logit a probability, does best-of-n pay?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from karat import metrics
-from karat.evaluation import _best_of, _nulls
+from karat.evaluation import _auc, _best_of, _nulls
 from karat.evaluation._common import (
     MISTAKES,
     Sample,
-    bounded,
+    both_scales,
     judge,
     length_correlation,
     lengths_of,
@@ -21,13 +21,14 @@ from karat.evaluation._common import (
     scale,
     spread,
 )
-from karat.evaluation.base import LEAD, Figure, Mistake, Result, Scorer, Setup
+from karat.evaluation.base import Figure, Mistake, Result, Scorer, Setup
 from karat.metrics import FloatArray
 from karat.rewards.base import Output
 from karat.types import BadInput, Example, Labelled
 
 ITEM = Labelled
 OUTPUTS = ("logit", "probability")
+BY_NAME = False
 ACCURACY, AUC, MAJORITY = "accuracy", "AUC", "majority class"
 
 
@@ -47,12 +48,6 @@ class _Rows:
     @property
     def examples(self) -> list[Example]:
         return [item.example for item in self.items]
-
-    @property
-    def trials(self) -> int:
-        """Prompts with a weight that have an answer of the rarer class: what an AUC rests on."""
-        counted = [(place, prompt) for place, prompt in enumerate(self.sample.prompts) if self.sample.weights[place]]
-        return min(len({prompt for place, prompt in counted if self.right[place] == side}) for side in (0, 1))
 
 
 def run(scorer: Scorer, items: Sequence[Labelled], setup: Setup) -> Result:
@@ -112,20 +107,11 @@ def _rows(items: Sequence[Labelled], kept: Sequence[int], rewards: FloatArray, s
     check([items[i] for i in kept])
     places = [kept[i] for i in decided]
     chosen, reward = [items[i] for i in places], rewards[decided]
-    prob, logit = _both_scales(reward, setup)
+    prob, logit = both_scales(reward, setup.output)
     label = np.array([item.label for item in chosen])
     weights = np.array([item.weight for item in chosen])
     sample = Sample(weights, prompt_ids(item.example for item in chosen), setup.seed)
     return _Rows(places, chosen, reward, prob, logit, label, (label > 0.5).astype(float), sample)
-
-
-def _both_scales(reward: FloatArray, setup: Setup) -> tuple[FloatArray, FloatArray]:
-    """Probability, and a number with the logit's sign."""
-    if setup.output == "logit":
-        return metrics.sigmoid(reward), reward
-    if reward.min() < 0 or reward.max() > 1:
-        raise BadInput(f"rewards go from {reward.min():g} to {reward.max():g}: pass output='logit', or probabilities")
-    return reward, reward - 0.5
 
 
 def _figures(rows: _Rows, nulls: _nulls.NullRewards, output: Output) -> tuple[list[Figure], tuple[Figure, ...]]:
@@ -134,60 +120,18 @@ def _figures(rows: _Rows, nulls: _nulls.NullRewards, output: Output) -> tuple[li
     accuracy = rows.sample.share(ACCURACY, hits, threshold)
     accuracy_credits = _accuracy_credits(rows, nulls)
     accuracy_nulls = rows.sample.nulls(accuracy_credits, ACCURACY)
-    auc, auc_nulls = _auc_figures(rows, nulls)
-    if auc is None:
+    found = _auc.study(AUC, _auc.Classes(rows.right, rows.sample), rows.reward, nulls.rewards)
+    if found is None:
         best = max(accuracy_nulls, key=lambda figure: figure.value)
         ahead = rows.sample.lead(hits, accuracy_credits[best.name], best.name)
         return [accuracy, ahead, *_calibration(rows)], accuracy_nulls
-    ahead = _auc_lead(rows, nulls, max(auc_nulls, key=lambda figure: figure.value))
-    return [auc, ahead, accuracy, *_calibration(rows)], (*auc_nulls, *accuracy_nulls)
+    return [found.own, found.lead, accuracy, *_calibration(rows)], (*found.nulls, *accuracy_nulls)
 
 
 def _accuracy_credits(rows: _Rows, nulls: _nulls.NullRewards) -> dict[str, FloatArray]:
     common = float(rows.right @ rows.sample.weights * 2 >= rows.sample.weights.sum())
     credits = {_nulls.RANDOM: np.full(rows.right.size, 0.5), MAJORITY: (rows.right == common).astype(np.float64)}
     return credits | {name: metrics.credit(nulls.rewards[name] * (2 * rows.right - 1)) for name in nulls.signed}
-
-
-def _auc(columns: FloatArray) -> float | None:
-    """Of rows (right, weight, reward, ...)."""
-    if not columns[:, 1].any():
-        return None
-    return metrics.auc(columns[:, 2], columns[:, 0], columns[:, 1])
-
-
-def _auc_gap(columns: FloatArray) -> float | None:
-    """Of rows (right, weight, reward, null): the AUC of the reward minus that of the null."""
-    own, null = _auc(columns[:, :3]), _auc(columns[:, [0, 1, 3]])
-    return None if own is None or null is None else own - null
-
-
-def _auc_figure(name: str, rows: _Rows, score: FloatArray, against: str = "") -> Figure | None:
-    columns = np.stack([rows.right, rows.sample.weights, score], axis=1)
-    value = _auc(columns)
-    if value is None:
-        return None
-    figure = Figure(name, value, n=rows.right.size, note="" if against else "right above wrong, ties half")
-    found = rows.sample.statistic_interval(columns, _auc)
-    return replace(bounded(figure, (0.0, 1.0), found, rows.trials), against=against)
-
-
-def _auc_figures(rows: _Rows, nulls: _nulls.NullRewards) -> tuple[Figure | None, tuple[Figure, ...]]:
-    own = _auc_figure(AUC, rows, rows.reward)
-    if own is None:
-        return None, ()
-    found = [_auc_figure(name, rows, score, AUC) for name, score in nulls.rewards.items()]
-    chance = Figure(_nulls.RANDOM, 0.5, n=rows.right.size, note="expected", against=AUC)
-    return own, (chance, *(figure for figure in found if figure is not None))
-
-
-def _auc_lead(rows: _Rows, nulls: _nulls.NullRewards, best: Figure) -> Figure:
-    null = nulls.rewards.get(best.name)  # None for chance
-    other = np.zeros(rows.right.size) if null is None else null
-    columns = np.stack([rows.right, rows.sample.weights, rows.reward, other], axis=1)
-    figure = Figure(LEAD, _auc_gap(columns) or 0.0, n=rows.right.size, note=f"over {best.name}, on the same rows")
-    found = rows.sample.statistic_interval(columns, _auc_gap)
-    return bounded(figure, (-0.5, 0.5) if null is None else (-1.0, 1.0), found, rows.trials)
 
 
 def _calibration(rows: _Rows) -> list[Figure]:

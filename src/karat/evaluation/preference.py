@@ -28,6 +28,7 @@ from karat.types import Example, Pair
 
 ITEM = Pair
 OUTPUTS = ("logit", "probability", "rating")
+BY_NAME = False
 ACCURACY = "accuracy"
 _BINS = 20  # over [0, 1]; the favoured answer's probability uses the upper ten
 

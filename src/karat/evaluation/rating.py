@@ -28,6 +28,7 @@ from karat.types import BadInput, Example, Labelled
 
 ITEM = Labelled
 OUTPUTS = ("rating",)
+BY_NAME = False
 SPEARMAN, PEARSON, R2 = "Spearman correlation", "Pearson correlation", "R²"
 RMSE, CONSTANT_RMSE = "RMSE", "RMSE of a constant guess"
 

@@ -166,14 +166,33 @@ def probability(row: Mapping[str, Any], name: str) -> float:
     return value
 
 
-def values(row: Mapping[str, Any], name: str) -> list[Any]:
-    """A column's list, which may not be empty."""
-    value = _from_cell(present(row, name))
+def values(row: Mapping[str, Any], name: str, empty: bool = False) -> list[Any]:
+    """A column's list, which may not be empty unless `empty`."""
+    value = json_value(row, name)
     if not isinstance(value, list):
         raise BadInput(f"`{name}` has to be a list, but it is {_shown(value)}")
-    if not value:
+    if not value and not empty:
         raise BadInput(f"`{name}` is an empty list")
     return value
+
+
+def steps(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """A column's list of steps, at least one."""
+    return tuple(as_step(value, f"step {place} of `{name}`") for place, value in enumerate(values(row, name), 1))
+
+
+def as_step(value: Any, where: str) -> str:
+    """The value as the text of a step, which may not be blank; `where` is what the error message calls it."""
+    if not isinstance(value, str):
+        raise BadInput(f"{where} has to be text, but it is {_shown(value)}")
+    if not value.strip():
+        raise BadInput(f"{where} is empty; remove it, and its label where it has one")
+    return as_text(value, where.replace("`", ""))
+
+
+def json_value(row: Mapping[str, Any], name: str) -> Any:
+    """The value of a column; that of its JSON text in a table."""
+    return _from_cell(present(row, name))
 
 
 def mapping(value: Any) -> Mapping[str, Any] | None:
@@ -235,8 +254,17 @@ def cut(messages: tuple[Message, ...], name: str) -> tuple[tuple[Message, ...], 
     return messages[:-1], messages[-1].content
 
 
+def question(one: Example, format: str, other: str) -> str:
+    """The text of a prompt that is one user message; raises BadInput that names the `other` format if it is not."""
+    if len(one.prompt) != 1 or one.prompt[0] != Message("user", one.prompt[0].content):
+        raise BadInput(f"the format {format} holds one user message as its prompt; use {other}")
+    return one.prompt[0].content
+
+
 def example(row: Mapping[str, Any]) -> Example:
-    """The example in `prompt` and `response`, else in `messages`, with its `context`."""
+    """The example in `prompt` and `response`, else in `prompt` and `steps`, else in `messages`, with its `context`."""
+    if "steps" in row and row.get("response") is None and row.get("messages") is None:
+        return Example.of_steps(prompt(row), steps(row, "steps"), context(row))
     if "messages" in row and any(row.get(name) is None for name in ("prompt", "response")):
         return Example(*conversation(row, "messages"), context(row))
     return Example(prompt(row), text(row, "response"), context(row))
@@ -245,7 +273,7 @@ def example(row: Mapping[str, Any]) -> Example:
 def has_example(columns: Iterable[str]) -> bool:
     """Whether these columns can hold an example."""
     names = set(columns)
-    return "messages" in names or {"prompt", "response"} <= names
+    return "messages" in names or ("prompt" in names and not names.isdisjoint(("response", "steps")))
 
 
 def as_rows(messages: Iterable[Message]) -> list[dict[str, str]]:
@@ -256,6 +284,22 @@ def as_rows(messages: Iterable[Message]) -> list[dict[str, str]]:
 def whole(one: Example) -> list[dict[str, str]]:
     """Prompt and response as JSON's objects."""
     return as_rows((*one.prompt, Message("assistant", one.response)))
+
+
+def answer(one: Example) -> dict[str, Any]:
+    """The columns that `example` reads back: the whole conversation, or the prompt and the steps."""
+    if not one.steps:
+        return {"messages": whole(one)}
+    if one != Example.of_steps(one.prompt, one.steps, one.context):
+        raise BadInput("the text of an answer is not that of its steps, one paragraph each; leave out one of the two")
+    return {"prompt": as_rows(one.prompt), "steps": list(one.steps)}
+
+
+def stepless(one: Example, format: str) -> Example:
+    """The example, if it is not in steps; raises BadInput otherwise, as the format would lose them."""
+    if one.steps:
+        raise BadInput(f"the format {format} has no place for the steps of an answer; use outcome or stepwise")
+    return one
 
 
 def extras(one: Example, **numbers: tuple[float, float]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from karat.formats._columns import context, extras, number
+from karat.formats._columns import context, extras, number, stepless
 from karat.types import BadInput, Example, Message, Pair
 
 Side = tuple[tuple[Message, ...], str]  # prompt and response
@@ -37,7 +37,9 @@ def pair_extras(item: Pair) -> dict[str, Any]:
 
 
 def as_pair(item: Any, format: str) -> Pair:
-    """The item, if it is a pair; raises BadInput otherwise."""
+    """The item, if it is a pair of answers that are not in steps; raises BadInput otherwise."""
     if not isinstance(item, Pair):
         raise BadInput(f"the format {format} holds pairs, but this is a {type(item).__name__}")
+    stepless(item.chosen, format)
+    stepless(item.rejected, format)
     return item

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from karat.types import BadInput, Example, Item, Labelled, Message, Pair
+from karat.types import BadInput, Example, Item, Labelled, Message, Pair, Stepped
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Item | Example)
@@ -124,8 +124,8 @@ def _repeated(items: Sequence[T], weight: float, chance: random.Random) -> list[
 def prompt_key(item: Item | Example) -> str:
     """The prompt's text, blanks evened out: equal for items that ask the same.
 
-    A pair's is that of `chosen`, a ranking's that of its first answer. An item without a prompt (a text pair whose
-    prompt cannot be told from its answers) has the text of that answer.
+    A pair's is that of `chosen`, a ranking's or a tree's that of its first answer. An item without a prompt (a text
+    pair whose prompt cannot be told from its answers) has the text of that answer.
     """
     example = _example(item)
     messages = example.prompt or (Message("assistant", example.response),)
@@ -137,11 +137,15 @@ def _example(item: Item | Example) -> Example:
         return item
     if isinstance(item, Labelled):
         return item.example
+    if isinstance(item, Stepped):
+        return item.branches[0]
     return item.chosen if isinstance(item, Pair) else item.candidates[0]
 
 
 def split_by_prompt(items: Sequence[E], fraction: float, seed: int) -> tuple[list[E], list[E]]:
     """Items to train on and items held out; no `prompt_key` is on both sides, and both keep their order.
+
+    Nor is any row: prompts that items of one row have (a problem and its variant) are taken for one.
 
     Args:
         items: of any kind.
@@ -154,10 +158,29 @@ def split_by_prompt(items: Sequence[E], fraction: float, seed: int) -> tuple[lis
     """
     if not 0.0 <= fraction < 1.0:
         raise BadInput(f"the held-out fraction is {fraction:g}, but it has to be at least 0 and below 1")
-    keys = [prompt_key(item) for item in items]
+    keys = _problems(items)
     held = _held_out(set(keys), fraction, seed)
     pairs = list(zip(items, keys, strict=True))
     return [i for i, key in pairs if key not in held], [i for i, key in pairs if key in held]
+
+
+def _problems(items: Sequence[Item | Example]) -> list[str]:
+    """For each item its prompt's key, or the least of the keys that are linked to it by items of one row."""
+    keys = [prompt_key(item) for item in items]
+    lesser: dict[str, str] = {}
+    first: dict[str, str] = {}  # the first key of each row
+
+    def least(key: str) -> str:
+        while key in lesser:
+            key = lesser[key]
+        return key
+
+    for item, key in zip(items, keys, strict=True):
+        if origin := getattr(item, "origin", ""):
+            low, high = sorted((least(first.setdefault(origin, key)), least(key)))
+            if low != high:
+                lesser[high] = low
+    return [least(key) for key in keys]
 
 
 def _held_out(keys: set[str], fraction: float, seed: int) -> set[str]:

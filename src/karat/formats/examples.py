@@ -1,14 +1,14 @@
-"""Answers to score, without a label: `prompt` and `response`, or `messages`, of which the last one is scored."""
+"""Answers to score, without a label: `prompt` and `response` (or `steps`), or `messages`, whose last one is scored."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from karat.formats._columns import example, extras, has_example, whole
+from karat.formats._columns import answer, example, extras, has_example
 from karat.types import BadInput, Example
 
-NEEDED = (("prompt", "messages"), ("response", "messages"))
+NEEDED = (("prompt", "messages"), ("response", "steps", "messages"))
 OPTIONAL = ("context",)
-COLUMNS = f"prompt and response, or messages; optional {', '.join(OPTIONAL)}"
+COLUMNS = f"prompt and response or steps, or messages; optional {', '.join(OPTIONAL)}"
 FALLBACK = True  # any format that finds more in the columns is meant
 
 
@@ -23,7 +23,7 @@ def read(row: Mapping[str, Any], origin: str) -> list[Example]:
 
 
 def write(item: Example) -> dict[str, Any]:
-    """The whole conversation."""
+    """The whole conversation, or its prompt and steps."""
     if not isinstance(item, Example):
         raise BadInput(f"the format examples holds unlabelled answers, but this is a {type(item).__name__}")
-    return {"messages": whole(item), **extras(item)}
+    return answer(item) | extras(item)

@@ -3,7 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-from karat.formats._columns import as_number, as_rows, as_text, context, extras, number, only, prompt, values
+from karat.formats._columns import (
+    as_number,
+    as_rows,
+    as_text,
+    context,
+    extras,
+    number,
+    only,
+    prompt,
+    stepless,
+    values,
+)
 from karat.types import BadInput, Example, Item, Ranking
 
 _ORDERS = ("ranks", "scores")
@@ -55,7 +66,7 @@ def write(item: Ranking) -> dict[str, Any]:
     _checked(list(item.ranks))
     row = {
         "prompt": as_rows(first.prompt),
-        "responses": [c.response for c in item.candidates],
+        "responses": [stepless(c, "kwise").response for c in item.candidates],
         "ranks": list(item.ranks),
     }
     return row | extras(first, weight=(item.weight, 1.0))

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from karat.formats._columns import context, extras, mapping, number, probability, text
-from karat.types import BadInput, Example, Item, Labelled, Message, as_messages
+from karat.formats._columns import context, extras, mapping, number, probability, question, stepless, text
+from karat.types import BadInput, Example, Item, Labelled, as_messages
 
 NEEDED = (("question",),)
 OPTIONAL = ("weight", "context")
@@ -42,11 +42,7 @@ def write(item: Labelled) -> dict[str, Any]:
         raise BadInput(f"the format model_solutions holds labelled answers, but this is a {type(item).__name__}")
     if item.label not in (0.0, 1.0):
         raise BadInput(f"the format model_solutions holds right or wrong, but a label is {item.label:g}; use outcome")
-    solution = {"is_correct": item.label == 1.0, "solution": item.example.response}
-    return {"question": _question(item.example), "model": solution} | extras(item.example, weight=(item.weight, 1.0))
-
-
-def _question(example: Example) -> str:
-    if len(example.prompt) != 1 or example.prompt[0] != Message("user", example.prompt[0].content):
-        raise BadInput("the format model_solutions holds one user message as its prompt; use outcome")
-    return example.prompt[0].content
+    one = stepless(item.example, "model_solutions")
+    solution = {"is_correct": item.label == 1.0, "solution": one.response}
+    asked = question(one, "model_solutions", "outcome")
+    return {"question": asked, "model": solution} | extras(one, weight=(item.weight, 1.0))

@@ -1,17 +1,17 @@
-"""Answers with an outcome: `prompt` and `response`, or `messages`, and a `label` (true or false, or a number)."""
+"""Answers with an outcome: `prompt` and `response` (or `steps`), or `messages`, and a `label` (a truth or a number)."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from karat.formats._columns import example, extras, has_example, number, only, probability, whole
+from karat.formats._columns import answer, example, extras, has_example, number, only, probability
 from karat.types import BadInput, Item, Labelled
 
 _OUTCOMES = ("correct", "is_correct")  # true, false, or a probability
 _LABELS = ("label", *_OUTCOMES, "score", "rating")
 
-NEEDED = (("prompt", "messages"), ("response", "messages"), _LABELS)
+NEEDED = (("prompt", "messages"), ("response", "steps", "messages"), _LABELS)
 OPTIONAL = ("weight", "context")
-COLUMNS = f"prompt and response, or messages; one of {', '.join(_LABELS)}; optional {', '.join(OPTIONAL)}"
+COLUMNS = f"prompt and response or steps, or messages; one of {', '.join(_LABELS)}; optional {', '.join(OPTIONAL)}"
 
 
 def detect(sample: Mapping[str, Any]) -> bool:
@@ -27,8 +27,8 @@ def read(row: Mapping[str, Any], origin: str) -> list[Item]:
 
 
 def write(item: Labelled) -> dict[str, Any]:
-    """The whole conversation and its label."""
+    """The whole conversation, or its prompt and steps, and its label."""
     if not isinstance(item, Labelled):
         raise BadInput(f"the format outcome holds labelled answers, but this is a {type(item).__name__}")
-    row = {"messages": whole(item.example), "label": float(item.label)}
+    row = {**answer(item.example), "label": float(item.label)}
     return row | extras(item.example, weight=(item.weight, 1.0))
