@@ -1,12 +1,14 @@
-"""Shared fixtures: a model folder, the data folder."""
+"""Shared fixtures: a model folder, the data folder, the command."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import toys
+from karat.cli import base
 
 torch.set_num_threads(1)
 
@@ -24,3 +26,20 @@ def data_folder() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("no real data here: set KARAT_DATA to a folder of data sets")
     return Path(folder)
+
+
+@pytest.fixture
+def karat(monkeypatch, capsys):
+    """Run the command in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["karat", *map(str, arguments)])
+        code = 0
+        try:
+            base.main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run

@@ -5,6 +5,7 @@ A member's file name is the word that users type, and the first line of its docs
 
 import ast
 import pkgutil
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from karat.types import BadInput, nearest
 
 
+@cache
 def describe(room: str) -> dict[str, str]:
     """The members of a room such as "rewards" and their one-line descriptions, read without importing them."""
     folder = Path(__file__).parent / room

@@ -172,7 +172,7 @@ def evaluated(monkeypatch, folder):
     """Run `karat eval` without a model: what it makes of its results."""
     found = evaluate(lambda examples: [Reward(float(len(e.response))) for e in examples], [PAIR])
     monkeypatch.setattr("karat.load", lambda *_, **__: None)
-    monkeypatch.setattr("karat.evaluation._files.evaluate_files", lambda *_: [found])
+    monkeypatch.setattr("karat.evaluation._files.evaluate_files", lambda *_, **__: [found])
     words = ["eval", "m", "d", "--output", str(folder), "--json"]
     CliRunner().invoke(base.app(), words, catch_exceptions=False)
 
