@@ -36,9 +36,13 @@ class Run:
         """The command line, with folders filled in."""
         model = minilm if self.model == "minilm" else self.model
         parts = ["karat", "train", self.kind, "--model", model, "--data", self.data.format(data=data)]
-        return [*parts, "--eval", self.eval.format(data=data), *self.options.split()]
+        held_out = [word for file in self.eval.format(data=data).split() for word in ("--eval", file)]
+        return [*parts, *held_out, *self.options.split()]
 
 
+# Trained on 300 of GSM8K's problems; judged on the others and on MATH.
+_GSM8K = "{data}/processbench/gsm8k.json"
+_PROCESS = (f"{_GSM8K}[:300]", f"{_GSM8K}[300:] {{data}}/processbench/math.json.gz")
 _CUT = "--max-length 256 --over-length cut_prompt"
 _HH = (HH + "[:1800]", HH + "[-512:]")
 RUNS = (
@@ -54,6 +58,20 @@ RUNS = (
         SOLUTIONS,
         "0.25",
         f"{_CUT} --pooling mean --learning-rate 3e-5",
+    ),
+    Run(
+        "ProcessBench, MiniLM fine-tuned",
+        "process",
+        "minilm",
+        *_PROCESS,
+        "--step-token [SEP] --max-length 512 --over-length cut_prompt --learning-rate 5e-5 --epochs 4 --batch-size 16",
+    ),
+    Run(
+        "ProcessBench, decoder from scratch",
+        "process",
+        SCRATCH + ",positions=4096",
+        *_PROCESS,
+        "--learning-rate 1e-3 --epochs 8 --batch-size 16",
     ),
 )
 

@@ -47,11 +47,13 @@ class Render(_Part):
 class Head(_Part):
     """Hidden states at the pooled positions → numbers, in float32."""
 
-    type: Literal["linear", "mlp", "lm_logits"] = "linear"
+    type: Literal["linear", "mlp", "lm_logits", "hidden"] = "linear"
     outputs: int = Field(default=1, ge=1)
     tokens: tuple[str, ...] = ()  # of lm_logits: the tokens, or #id, whose logits are the outputs
     bias: bool = False
     hidden_act: Literal["tanh", "gelu", "relu"] = "tanh"  # of the mlp's first layer
+    dimensions: int | None = Field(default=None, ge=1)  # of hidden: the first ones (Matryoshka); None: all
+    normalize: bool = False  # of hidden: to length 1
     sha256: str = ""  # of the head's tensors, so that a foreign head is noticed
 
 
@@ -119,7 +121,7 @@ class RewardSpec(_Part):
                 head["type"] = kind
                 if tokens:
                     head |= {"tokens": tokens.split(","), "outputs": len(tokens.split(","))}
-            elif name in ("outputs", "hidden_act"):
+            elif name in ("outputs", "hidden_act", "dimensions", "normalize"):
                 head[name] = value
             elif name in homes and name != "render":
                 homes[name][name] = value

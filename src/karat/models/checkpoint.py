@@ -164,6 +164,9 @@ def _load_parts(folder: Path, spec: RewardSpec, device: str, dtype: str) -> Part
         model = bare(base_folder, device, dtype)
         base, layout = model, None
         tensors = read_tensors(folder / HEAD_FILE)
+    elif spec.head.type == "hidden":
+        model = bare(base_folder, device, dtype)
+        base, layout, tensors = model, None, {}
     elif spec.head.type == "lm_logits":
         model, built = logits_head(base_folder, device, dtype, token_ids(tokenizer, spec.head.tokens))
         base, layout, tensors = model, None, built.state_dict()
@@ -195,7 +198,8 @@ def _load_parts(folder: Path, spec: RewardSpec, device: str, dtype: str) -> Part
 
 def _as_built(spec: RewardSpec, head: Head) -> HeadSpec:
     """The spec of a head of logits, with what only the model says."""
-    return spec.head.model_copy(update={"outputs": head.out.out_features, "bias": head.out.bias is not None})
+    assert head.out is not None
+    return spec.head.model_copy(update={"outputs": len(head.out.weight), "bias": head.out.bias is not None})
 
 
 def _verify(parts: Parts, saved: RewardSpec) -> None:

@@ -27,19 +27,29 @@ class Head(nn.Module):
 
     def __init__(self, spec: HeadSpec, hidden: int) -> None:
         super().__init__()
-        self.hidden_act = spec.hidden_act
+        if (spec.dimensions or 1) > hidden:
+            raise BadInput(f"dimensions={spec.dimensions}, but the model has {hidden}; ask for fewer")
+        self.hidden_act, self.dimensions, self.normalize = spec.hidden_act, spec.dimensions, spec.normalize
         self.dense = nn.Linear(hidden, hidden) if spec.type == "mlp" else None
-        self.out = nn.Linear(hidden, spec.outputs, bias=spec.bias)
-        nn.init.normal_(self.out.weight, std=(hidden + 1) ** -0.5)  # Stiennon et al. 2020, arXiv:2009.01325
+        self.out = None if spec.type == "hidden" else nn.Linear(hidden, spec.outputs, bias=spec.bias)
+        if self.out is not None:
+            nn.init.normal_(self.out.weight, std=(hidden + 1) ** -0.5)  # Stiennon et al. 2020, arXiv:2009.01325
 
     def forward(self, states_RD: Tensor) -> Tensor:
         """Numbers of shape [R, k]."""
         with torch.autocast(states_RD.device.type, enabled=False):
             states_RD = states_RD.float()
+            if self.out is None:
+                return self._embedded(states_RD)
             if self.dense is not None:
                 states_RD = _ACTIVATIONS[self.hidden_act](self.dense(states_RD))
             numbers_Rk: Tensor = self.out(states_RD)
             return numbers_Rk
+
+    def _embedded(self, states_RD: Tensor) -> Tensor:
+        """The first dimensions; cut before they get length 1 (Kusupati et al. 2022, arXiv:2205.13147)."""
+        kept_RE = states_RD[:, : self.dimensions]
+        return nn.functional.normalize(kept_RE, dim=-1) if self.normalize else kept_RE
 
     def sha256(self) -> str:
         """A fingerprint of the tensors, so that a foreign head of the same shape is noticed."""

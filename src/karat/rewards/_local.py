@@ -5,6 +5,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -133,6 +135,30 @@ class LocalModel:
             raise BadInput("steps has to be a list of texts; put a single step into a list")
         return self._score([{"prompt": prompt, "steps": list(steps)}])[0]
 
+    def embed(self, texts: Sequence[str]) -> "npt.NDArray[np.float32]":
+        """Vectors of texts, float32 [B, D].
+
+        Raises:
+            Refused: the model has rewards and no vectors.
+            BadInput: `texts` is no list of texts, or one of them cannot be read; says which.
+        """
+        if self.spec.head.type != "hidden":
+            raise Refused(f"a {self.spec.kind} model has no embeddings; load it with kind='embedding'")
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise BadInput("texts has to be a list of texts; put a single text into a list")
+        rendered = self.renderer(Example((), text) for text in texts)
+        for number, result in enumerate(rendered, 1):
+            if isinstance(result, Unscored):
+                raise BadInput(f"text {number}: {result.reason}")
+        chunks = [rendered[i : i + CHUNK] for i in range(0, len(rendered), CHUNK)]
+        found = [self.numbers([r.sequence for r in chunk if isinstance(r, Rendered)])[0].cpu() for chunk in chunks]
+        vectors: npt.NDArray[np.float32] = (torch.cat(found) if found else torch.empty(0, self._width)).numpy()
+        return vectors
+
+    @property
+    def _width(self) -> int:
+        return self.spec.head.dimensions or int(self.parts.backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
+
     def compare(self, prompt: Prompt, a: str, b: str) -> float:
         """Probability that `a` is preferred to `b`."""
         if self.spec.activation != "identity" and not self.spec.at_steps:
@@ -152,9 +178,13 @@ class LocalModel:
         """Score a finished, templated text."""
         if not isinstance(text, str):
             raise BadInput(f"a finished text has to be a str, but got {text!r:.80}")
+        if self.spec.head.type == "hidden":
+            raise Refused(f"a {self.spec.kind} model has no rewards; use embed, or load it as another kind")
         return self._score_rendered([self.renderer.finished(text)])[0]
 
     def _score(self, rows: Sequence[Any]) -> list[Result]:
+        if self.spec.head.type == "hidden":
+            raise Refused(f"a {self.spec.kind} model has no rewards; use embed, or load it as another kind")
         read = [_read(row) for row in rows]
         rendered = iter(self.renderer(e for e in read if isinstance(e, Example)))
         return self._score_rendered([next(rendered) if isinstance(e, Example) else e for e in read])

@@ -1,0 +1,134 @@
+"""A process reward model from scratch on built-in data, scored by its own ids and by those of joined text.
+
+`python benchmarks/process.py --json`. The tokenizer splits text as Llama 3's does, so that a full stop and the line end
+behind it are one token in joined text, and two where steps and marks are tokenised apart, as in training.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForTokenClassification, PreTrainedTokenizerFast
+
+import karat
+from karat import arithmetic
+from karat.evaluation import base as evaluation
+from karat.formats import base as formats
+from karat.rewards._local import LocalModel
+from karat.training import run
+from karat.training.config import TrainConfig
+from karat.types import Example, Result, Reward, Sequence
+
+# The expression of Llama 3's tokenizer.
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TRAINING = {
+    "learning_rate": 2e-3,
+    "epochs": 1,
+    "batch_size": 32,
+    "trainer": {"lr_scheduler_type": "linear", "warmup_steps": 50, "adam_beta2": 0.99, "weight_decay": 0.01},
+}
+
+
+def rows(n: int, seed: int, split: arithmetic.Split) -> list[dict[str, Any]]:
+    """Problems with steps that end in a full stop."""
+    drawn = arithmetic.step_rows(n, seed, split)
+    return [{**row, "completions": [step + "." for step in row["completions"]]} for row in drawn]
+
+
+def start(folder: Path, texts: list[str]) -> Path:
+    """A new two-layer decoder of 64 units and its tokenizer."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(LLAMA3), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512, special_tokens=["<s>", "</s>", "<pad>"], initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=256
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        initializer_range=64**-0.5,
+        num_labels=2,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    LlamaForTokenClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def by_joined_text(model: LocalModel, examples: list[Example]) -> list[Result]:
+    """What a pipeline gets that writes prompt, steps and line ends into one text: steps read at the tokens with one."""
+    asked = []
+    for example in examples:
+        text = "\n".join([example.prompt[0].content, *example.steps]) + "\n"
+        found = model.parts.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ends = [i for i, (a, b) in enumerate(found["offset_mapping"]) if "\n" in text[a:b]][1:]  # not the prompt's
+        asked.append(Sequence((0, *found["input_ids"]), {"step": tuple(i + 1 for i in ends)}))
+    return [Reward(scored.value, scored.steps) for scored in model.scored(asked)]
+
+
+def main() -> None:
+    """Train, judge both ways, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=36_000)
+    parser.add_argument("--held-out", type=int, default=1_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        train, held_out = rows(options.rows, options.seed, "train"), rows(options.held_out, 1, "test")
+        for part, some in (("train", train), ("test", held_out)):
+            (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+        joined = ["\n".join([row["prompt"], *row["completions"]]) + "\n" for row in train[:4000]]
+        model = start(folder / "start", joined)
+        began = time.perf_counter()
+        files = {"data": str(folder / "train.jsonl"), "eval": str(folder / "test.jsonl"), "output": folder / "out"}
+        trained = run.run(TrainConfig.make(kind="process", model=str(model), seed=options.seed, **files, **TRAINING))
+        seconds = time.perf_counter() - began
+        local = karat.load(str(trained.folder))
+        assert isinstance(local, LocalModel)
+        assert trained.result is not None
+        items = list(formats.load(str(folder / "test.jsonl")).items)
+        other = evaluation.evaluate(lambda e: by_joined_text(local, list(e)), items, output="probability")
+    found = {"training_seconds": seconds, "rows": options.rows}
+    found |= {"own_ids": evaluation.summary(trained.result), "joined_text": evaluation.summary(other)}
+    print(json.dumps(found, indent=2) if options.json else table(found))
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures for people."""
+    lines = [f"trained on {found['rows']} solutions in {found['training_seconds']:.0f} s"]
+    for name in ("own_ids", "joined_text"):
+        for figure in ("F1", "step accuracy", "step AUC"):
+            one = found[name]["figures"][figure]
+            nulls = found[name]["nulls_of"].get(figure, {})
+            best = f"  best null {max(nulls, key=nulls.get)} {max(nulls.values()):.3f}" if nulls else ""
+            lines.append(f"{name:12} {figure:14} {one['value']:.3f} ({one['low']:.3f} … {one['high']:.3f}){best}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
