@@ -47,13 +47,16 @@ class Render(_Part):
 class Head(_Part):
     """Hidden states at the pooled positions → numbers, in float32."""
 
-    type: Literal["linear", "mlp", "lm_logits", "hidden"] = "linear"
+    type: Literal["linear", "mlp", "lm_logits", "hidden", "log_ratio"] = "linear"
     outputs: int = Field(default=1, ge=1)
     tokens: tuple[str, ...] = ()  # of lm_logits: the tokens, or #id, whose logits are the outputs
     bias: bool = False
     hidden_act: Literal["tanh", "gelu", "relu"] = "tanh"  # of the mlp's first layer
     dimensions: int | None = Field(default=None, ge=1)  # of hidden: the first ones (Matryoshka); None: all
     normalize: bool = False  # of hidden: to length 1
+    reference: str = ""  # of log_ratio: the folder or hub id of the model in the denominator; "": none
+    reference_sha256: str = ""
+    beta: float = Field(default=1.0, gt=0)  # of log_ratio: what it is multiplied by
     sha256: str = ""  # of the head's tensors, so that a foreign head is noticed
 
 
@@ -74,18 +77,23 @@ class RewardSpec(_Part):
         str, bool | float | str | tuple[float, ...]
     ] = {}  # what the kind was trained with, where its meaning depends on it
     render: Render = Render()
-    pooling: Literal["last", "mean", "cls", "step", "before_step"] = "last"
+    pooling: Literal["last", "mean", "cls", "step", "before_step", "answer", "token"] = "last"
     head: Head = Head()
     activation: Literal["identity", "sigmoid", "softmax"] = "identity"
     output: int | tuple[float, ...] = 0  # which output is the reward, or the weight of each
-    aggregate: Literal["min", "last", "prod", "mean", "max"] = "min"  # rewards of steps → the answer's
+    aggregate: Literal["min", "last", "prod", "mean", "max", "sum"] = "min"  # rewards of steps → the answer's
     tokenizer_sha256: str = ""
     golden: tuple[Golden, ...] = ()
 
     @property
     def at_steps(self) -> bool:
-        """Whether rewards are read at steps."""
+        """Whether rewards are read at the marks of steps."""
         return self.pooling in ("step", "before_step")
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether rewards are sums over an answer's tokens."""
+        return self.pooling in ("answer", "token")
 
     def save(self, folder: Path) -> None:
         """Write `reward_spec.json` into a folder."""
@@ -121,7 +129,7 @@ class RewardSpec(_Part):
                 head["type"] = kind
                 if tokens:
                     head |= {"tokens": tokens.split(","), "outputs": len(tokens.split(","))}
-            elif name in ("outputs", "hidden_act", "dimensions", "normalize"):
+            elif name in ("outputs", "hidden_act", "dimensions", "normalize", "reference", "beta"):
                 head[name] = value
             elif name in homes and name != "render":
                 homes[name][name] = value

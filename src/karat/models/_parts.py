@@ -3,6 +3,7 @@
 It knows how classification classes and PEFT store a head; it knows nothing of specs' fingerprints or of saving.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class Parts:
     tokenizer: PreTrainedTokenizerBase
     spec: RewardSpec
     pooler: nn.Module | None = None  # taken off the backbone: the head does its work
+    reference: "Parts | None" = None  # the model in the denominator of a ratio
 
     @property
     def positions(self) -> int | None:
@@ -109,7 +111,7 @@ def foreign_head(folder: Path) -> tuple[Layout, dict[str, Tensor]] | None:
     return None
 
 
-def logits_head(folder: Path, device: str, dtype: str, ids: list[int]) -> tuple[Any, Head]:
+def logits_head(folder: Path, device: str, dtype: str, ids: Sequence[int] | slice) -> tuple[Any, Head]:
     """A causal language model's backbone, and a head that gives its logits of some tokens and no others.
 
     Raises:
@@ -126,19 +128,21 @@ def logits_head(folder: Path, device: str, dtype: str, ids: list[int]) -> tuple[
     ):
         raise Refused(f"{folder} has no language-model head, so it has no logits; choose head='linear' or 'mlp'")
     _check_whole(folder, _lost(report))
+    ids = range(len(out.weight)) if isinstance(ids, slice) else ids
     if beyond := [i for i in ids if not 0 <= i < len(out.weight)]:
         raise BadInput(
             f"token id {beyond[0]} is not in the vocabulary of {len(out.weight)}; choose tokens of this model"
         )
     bias = getattr(out, "bias", None)
     head = Head(HeadSpec(type="lm_logits", outputs=len(ids), bias=bias is not None), out.weight.shape[1])
-    tensors = {"out.weight": out.weight.data[ids]} | ({} if bias is None else {"out.bias": bias.data[ids]})
+    chosen = torch.tensor(ids, device=out.weight.device)
+    tensors = {"out.weight": out.weight.data[chosen]} | ({} if bias is None else {"out.bias": bias.data[chosen]})
     head = head.to(base.device)
     fill(head, tensors)
     some = torch.tensor([[i % len(out.weight) for i in range(3, 9)]], device=base.device)
     model.eval()
     with torch.no_grad():
-        wanted = model(input_ids=some).logits[0][:, ids].float()
+        wanted = model(input_ids=some).logits[0][:, chosen].float()
         got = head(base(input_ids=some).last_hidden_state[0])
     scale = float((wanted * got).sum() / (got * got).sum().clamp(min=1e-12))  # Cohere and Granite scale their logits
     if not torch.allclose(got * scale, wanted, rtol=2e-2 if base.dtype != torch.float32 else 1e-3, atol=1e-3):

@@ -210,6 +210,16 @@ def _tokens_of(joined: Joined, first: int, last: int, whole: bool) -> tuple[int,
     return inside[0], inside[-1]
 
 
-def reads(draft: Draft, pooling: str) -> tuple[int, ...]:
-    """Positions that are read: at the last token of each mark, or at the token before its first."""
-    return tuple(last if pooling == "step" else max(0, first - 1) for first, last in draft.marks)
+def reads(draft: Draft, pooling: str) -> dict[str, tuple[int, ...]]:
+    """Positions that are read: at the last token of each mark, or at the token before its first.
+
+    For sums over tokens, those before each token of the answer, and the last token of each step as `ends`.
+    """
+    if pooling in ("answer", "token"):
+        return {pooling: tuple(range(max(draft.start, 1) - 1, len(draft.ids) - 1)), "ends": _ends(draft)}
+    return {pooling: tuple(last if pooling == "step" else max(0, first - 1) for first, last in draft.marks)}
+
+
+def _ends(draft: Draft) -> tuple[int, ...]:
+    """The last token of each step; what closes the answer belongs to the last one."""
+    return (*(last for _, last in draft.marks[:-1]), len(draft.ids) - 1)

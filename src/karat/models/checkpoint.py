@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -85,7 +86,28 @@ def load(
     parts = _load_parts(folder, spec, device, dtype)
     if saved is not None:
         _verify(parts, saved)
-    return parts
+    return _with_reference(parts, device, dtype)
+
+
+def _with_reference(parts: Parts, device: str, dtype: str) -> Parts:
+    """With the model in the denominator of a ratio, where the spec names one.
+
+    Raises:
+        Refused: it reads other ids, or is not the one that the spec was saved with.
+    """
+    spec = parts.spec
+    if not spec.head.reference:
+        return parts
+    folder = backbones.locate(spec.head.reference)
+    if tokenizer_hash(tokenizer := backbones.load_tokenizer(folder)) != tokenizer_hash(parts.tokenizer):
+        raise Refused(
+            f"{folder} has another tokenizer, so its probabilities are of other tokens; give its own reference"
+        )
+    base, head = logits_head(folder, device, dtype, slice(None))
+    reference = apart(base, base, head, None, tokenizer, spec)
+    if spec.head.reference_sha256 not in ("", head.sha256()):
+        raise Refused(f"{folder} is not the reference that this reward was saved with; restore it")
+    return replace(parts, reference=reference)
 
 
 def _check_same_reading(saved: RewardSpec, asked: RewardSpec) -> None:
@@ -167,8 +189,9 @@ def _load_parts(folder: Path, spec: RewardSpec, device: str, dtype: str) -> Part
     elif spec.head.type == "hidden":
         model = bare(base_folder, device, dtype)
         base, layout, tensors = model, None, {}
-    elif spec.head.type == "lm_logits":
-        model, built = logits_head(base_folder, device, dtype, token_ids(tokenizer, spec.head.tokens))
+    elif spec.head.type in ("lm_logits", "log_ratio"):
+        chosen = slice(None) if spec.head.type == "log_ratio" else token_ids(tokenizer, spec.head.tokens)
+        model, built = logits_head(base_folder, device, dtype, chosen)
         base, layout, tensors = model, None, built.state_dict()
         spec = spec.model_copy(update={"head": _as_built(spec, built)})
     elif spec.at_steps and not adapter and (foreign := foreign_head(folder)):

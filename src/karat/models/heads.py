@@ -81,6 +81,8 @@ def aggregated(spec: RewardSpec, steps: Sequence[float]) -> float:
         return math.fsum(steps) / len(steps)
     if spec.aggregate == "last":
         return steps[-1]
+    if spec.aggregate == "sum":
+        return math.fsum(steps)
     return min(steps) if spec.aggregate == "min" else max(steps)
 
 
@@ -93,6 +95,19 @@ def rewards_of(spec: RewardSpec, numbers_Rk: Tensor) -> Tensor:
     if isinstance(spec.output, int):
         return numbers_Rk[:, spec.output]
     return numbers_Rk @ torch.tensor(spec.output, dtype=numbers_Rk.dtype, device=numbers_Rk.device)
+
+
+ROWS = 64  # whose logits of the whole vocabulary are held at once
+
+
+def log_probabilities(head: Head, states_RD: Tensor, ids_R: Tensor) -> Tensor:
+    """Log P of one token for each state, [R], in nats: a log-sum-exp over the vocabulary, a few rows at a time."""
+    found = []
+    for at in range(0, len(ids_R), ROWS):
+        logits_NV = head(states_RD[at : at + ROWS])
+        ids_N1 = ids_R[at : at + ROWS, None]
+        found.append(logits_NV.gather(1, ids_N1)[:, 0] - logits_NV.logsumexp(-1))
+    return torch.cat(found)
 
 
 @dataclass(frozen=True)

@@ -62,11 +62,12 @@ class Renderer:
         limits = [n for n in (spec.render.max_length, positions) if n is not None]
         self.max_length = min(limits) if limits else None
         self._literal = LiteralEncoder(tokenizer)
-        self._check(spec.at_steps)
+        self._check(spec.at_steps or spec.of_tokens)
+        self._of_tokens = spec.of_tokens
         in_steps = spec.render.step_token is not None
         self._steps = Steps(tokenizer, spec, self._literal, self._apply) if in_steps else None
 
-    def _check(self, at_steps: bool) -> None:
+    def _check(self, in_steps: bool) -> None:
         if self.part.eos != "as_is" and self.tokenizer.eos_token_id is None:
             raise Refused(
                 f"the spec says eos={self.part.eos!r}, but the tokenizer has no EOS token;"
@@ -76,13 +77,18 @@ class Renderer:
             raise Refused("the spec has no template; build it with render_part()")
         if self.part.over_length == "cut_end" and self.part.step_token is None:
             raise Refused("over_length='cut_end' cuts steps, and this reward has none; use 'cut_prompt'")
-        if (self.part.step_token is None) == at_steps:
+        if (self.part.step_token is None) == in_steps:
             raise Refused("pooling='step' and step_token belong together; give both, or neither")
 
     def __call__(self, examples: Iterable[Example]) -> list[Rendered | Unscored]:
         """One result per example, in order; what cannot be rendered is `Unscored` with the reason."""
-        examples = [self._steps.split(e) if self._steps else e for e in examples]
+        examples = [self._in_steps(e) for e in examples]
         return [self._fit(e, draft) for e, draft in zip(examples, self._drafts(examples), strict=True)]
+
+    def _in_steps(self, example: Example) -> Example:
+        if not self._steps or example.steps:
+            return example
+        return replace(example, steps=(example.response,)) if self._of_tokens else self._steps.split(example)
 
     def _drafts(self, examples: Sequence[Example]) -> list[Draft | Unscored]:
         """Tokens, however many they are."""
@@ -98,7 +104,7 @@ class Renderer:
     def text(self, example: Example) -> str:
         """The rendered text, for people to look at. Raises Refused where the template refuses."""
         if self._steps:
-            draft = self._drafts([self._steps.split(example)])[0]
+            draft = self._drafts([self._in_steps(example)])[0]
             if isinstance(draft, Unscored):
                 raise Refused(draft.reason)
             return str(self.tokenizer.decode(draft.ids))
@@ -264,7 +270,7 @@ class Renderer:
         if self._steps:
             if not draft.marks:
                 return Unscored(f"no step ends within max_length={self.max_length}; raise it", over_length=True)
-            return Rendered(types.Sequence(tuple(ids), {self.pooling: reads(draft, self.pooling)}), truncated, flags)
+            return Rendered(types.Sequence(tuple(ids), reads(draft, self.pooling)), truncated, flags)
         eos = self.tokenizer.eos_token_id
         if self.part.eos == "require" and ids[-1] != eos:
             return Unscored("the text does not end in the EOS token that the spec requires; use eos='append' to add it")

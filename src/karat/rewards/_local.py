@@ -1,7 +1,8 @@
 """The one pipeline from text to reward: render → engine → head → activation → output. Training uses its first half."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from karat.engine.tiles import in_tiles
 from karat.formats.base import unsupported
 from karat.models import checkpoint
 from karat.models.checkpoint import Parts
-from karat.models.heads import Head, aggregated, rewards_of
+from karat.models.heads import Head, aggregated, log_probabilities, rewards_of
 from karat.models.render import Rendered, Renderer
 from karat.rewards.base import Output, Ranked, defaults, kind
 from karat.spec import ids_hash
@@ -72,6 +73,7 @@ class LocalModel:
         self.renderer = Renderer(parts.tokenizer, parts.spec, parts.positions)
         self.engine = engine or choose(parts.backbone, deterministic)
         self._kind = kind(self.spec.kind, dict(self.spec.options))
+        self._reference = choose(parts.reference.backbone, deterministic) if parts.reference else None
 
     @property
     def output(self) -> Output:
@@ -82,7 +84,7 @@ class LocalModel:
     @property
     def at_steps(self) -> bool:
         """Whether its rewards come with those of an answer's steps."""
-        return self.spec.at_steps
+        return self.spec.at_steps or self.spec.of_tokens
 
     @property
     def fingerprint(self) -> str:
@@ -129,7 +131,7 @@ class LocalModel:
             Refused: the model has no rewards of steps.
             BadInput: `steps` is no list of texts.
         """
-        if not self.spec.at_steps:
+        if not self.at_steps:
             raise Refused(f"a {self.spec.kind} model has one reward for a whole answer; use score, or a process model")
         if isinstance(steps, str) or not isinstance(steps, Iterable):
             raise BadInput("steps has to be a list of texts; put a single step into a list")
@@ -216,25 +218,50 @@ class LocalModel:
         """
         found = self.engine.run(list(sequences))
         states_RD = torch.cat([states[self.spec.pooling] for states in found]).to(self.parts.device)
+        if self.spec.of_tokens:
+            return self._log_ratios(sequences, states_RD)[:, None], found
         return in_tiles(self.parts.head, states_RD), found
+
+    def _log_ratios(self, sequences: Sequence[types.Sequence], states_RD: Tensor) -> Tensor:
+        """Beta * log(P / P of the reference) of each token of the answers, [R], in nats."""
+        name, beta = self.spec.pooling, self.spec.head.beta
+        places = [(s, read) for s in sequences if isinstance(read := s.reads[name], tuple)]
+        ids_R = torch.tensor([s.ids[at + 1] for s, read in places for at in read], device=states_RD.device)
+        found_R = log_probabilities(self.parts.head, states_RD, ids_R)
+        if self._reference is not None and self.parts.reference is not None:
+            others = [states[name] for states in self._reference.run(list(sequences))]
+            other_RD = torch.cat(others).to(states_RD.device)
+            found_R = found_R - log_probabilities(self.parts.reference.head, other_RD, ids_R)
+        return beta * found_R
 
     def scored(self, sequences: Sequence[types.Sequence]) -> list[Scored]:
         """The reward of each sequence, and what of it was not computed for it."""
         if not sequences:
             return []
         numbers_Rk, found = self.numbers(sequences)
-        return self.rewards(numbers_Rk, found)
+        return self.rewards(numbers_Rk, sequences, found)
 
-    def rewards(self, numbers_Rk: Tensor, found: Sequence[States]) -> list[Scored]:
+    def rewards(self, numbers_Rk: Tensor, sequences: Sequence[types.Sequence], found: Sequence[States]) -> list[Scored]:
         """What `numbers` gave as rewards: activation, output and, where steps are read, their aggregate."""
         values, out = iter(rewards_of(self.spec, numbers_Rk).tolist()), []
-        for states in found:
+        for sequence, states in zip(sequences, found, strict=True):
             own = tuple(islice(values, len(states[self.spec.pooling])))
-            if self.spec.at_steps:
+            if self.spec.of_tokens:
+                steps = own if self.spec.pooling == "token" else _by_step(own, sequence)
+                out.append(Scored(aggregated(self.spec, steps), states.cached_tokens, steps))
+            elif self.spec.at_steps:
                 out.append(Scored(aggregated(self.spec, own), states.cached_tokens, own))
             else:
                 out.append(Scored(own[0], states.cached_tokens))
         return out
+
+
+def _by_step(tokens: Sequence[float], sequence: types.Sequence) -> tuple[float, ...]:
+    """Sums over each step of what an answer's tokens have."""
+    reads, ends = sequence.reads["answer"], sequence.reads["ends"]
+    assert isinstance(reads, tuple) and isinstance(ends, tuple)
+    bounds = [0, *(end - reads[0] for end in ends)]  # a token's number stands at the position before it
+    return tuple(math.fsum(tokens[a:b]) for a, b in pairwise(bounds))
 
 
 def _read(row: Any) -> Example | Unscored:

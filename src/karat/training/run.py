@@ -296,9 +296,10 @@ class _Run:
 
     def _judge(self) -> dict[str, float]:
         """Figures of the held-out rows."""
-        numbers_Rk, found = self.local.numbers([s for row in self.held_out for s in row.sequences])
+        sequences = [s for row in self.held_out for s in row.sequences]
+        numbers_Rk, found = self.local.numbers(sequences)
         figures = {"loss": mean_loss(self.kind, self.held_out, numbers_Rk)}
-        rewards = self.local.rewards(numbers_Rk, found)
+        rewards = self.local.rewards(numbers_Rk, sequences, found)
         result, _ = self.evaluate(lambda _: [Reward(scored.value, scored.steps) for scored in rewards])
         if result is not None:
             figures |= {f.name: f.value for f in result.figures if f.name in (result.accuracy, result.headline)}
