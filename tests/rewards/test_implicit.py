@@ -27,9 +27,8 @@ def token_logs(folder, ids):
 def wanted(models, beta):
     """Ratios of the answer's tokens, and which step each belongs to; the turn's end belongs to the last."""
     tokenizer = toys.byte_tokenizer()
-    head = tokenizer.apply_chat_template(
-        [{"role": "user", "content": PROMPT}], tokenize=False, add_generation_prompt=True
-    )
+    turn = [{"role": "user", "content": PROMPT}]
+    head = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     start = tokenizer(head, add_special_tokens=False)["input_ids"]
     parts = [tokenizer(s, add_special_tokens=False)["input_ids"] for s in STEPS]
     tail = tokenizer("<|im_end|>\n", add_special_tokens=False)["input_ids"]
@@ -76,7 +75,7 @@ def test_a_comparison_is_dpo_s(models):
 
 
 def test_references_that_cannot_be(models, tmp_path):
-    with pytest.raises(Refused, match="there is no folder|no folder"):
+    with pytest.raises(Refused, match="is no folder"):
         karat.load(str(models[0]), kind="implicit", reference=str(tmp_path / "none"))
     other = toys.save(tmp_path / "t", toys.causal_model(), toys.byte_tokenizer(bos="<bos>"))
     with pytest.raises(Refused, match="another tokenizer"):

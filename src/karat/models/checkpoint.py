@@ -100,9 +100,7 @@ def _with_reference(parts: Parts, device: str, dtype: str) -> Parts:
         return parts
     folder = backbones.locate(spec.head.reference)
     if tokenizer_hash(tokenizer := backbones.load_tokenizer(folder)) != tokenizer_hash(parts.tokenizer):
-        raise Refused(
-            f"{folder} has another tokenizer, so its probabilities are of other tokens; give its own reference"
-        )
+        raise Refused(f"{folder} has another tokenizer, so it gives probabilities of other tokens; give another")
     base, head = logits_head(folder, device, dtype, slice(None))
     reference = apart(base, base, head, None, tokenizer, spec)
     if spec.head.reference_sha256 not in ("", head.sha256()):
