@@ -29,8 +29,9 @@ def command(
     """Train a reward model; the same command goes on with a run that was stopped.
 
     Further options are those of the kind (`karat kinds bradley_terry` lists them with their defaults), of the spec
-    (--max-length, --over-length error|drop|cut_prompt, --layout, --pooling) and of transformers' TrainingArguments
-    (--bf16, --gradient-accumulation-steps, --report-to tensorboard, --max-steps, …).
+    (--max-length, --over-length error|drop|cut_prompt|cut_end, --layout, --pooling, --step-token, --add-step-token)
+    and of transformers' TrainingArguments (--bf16, --gradient-accumulation-steps, --report-to tensorboard,
+    --max-steps, …). TRL's own names of settings are understood.
     """
     from karat.training.config import TrainConfig, read_yaml
 
@@ -60,11 +61,16 @@ def _add_extra(fields: dict[str, Any], context: typer.Context) -> None:
     if not context.args:
         return
     from karat.rewards.base import kinds, option_names
+    from karat.training.config import TRL_NAMES
 
     own = set(option_names(fields["kind"])) if fields.get("kind") in kinds() else set()
     spec = _options.spec_fields() - {"kind", "options"}
-    trainer = _trainer_fields(context.args, own | spec)
-    for name, value in _options.extra(context, own | spec | trainer).items():
+    names = {*TRL_NAMES, "disable_dropout", "add_step_token"}
+    trainer = _trainer_fields(context.args, own | spec | names)
+    for name, value in _options.extra(context, own | spec | names | trainer).items():
+        if name in names:
+            fields[name] = value
+            continue
         part = "options" if name in own else "spec" if name in spec else "trainer"
         fields[part] = {**fields.get(part, {}), name: value}
 

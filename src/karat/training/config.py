@@ -1,5 +1,6 @@
 """What a training run is made of. Plain data, from a command line or a YAML file."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -11,6 +12,39 @@ from karat.types import BadInput, nearest
 
 # Learning rate and epochs where none are given: what the field uses for each way to train.
 DEFAULTS = {"full": (1e-5, 1.0), "lora": (1e-4, 1.0), "frozen": (1e-3, 20.0)}
+
+
+# What TRL's PRMConfig and RewardConfig call settings that have a place of their own here.
+TRL_NAMES: dict[str, tuple[str, str]] = {
+    "output_dir": ("", "output"),
+    "num_train_epochs": ("", "epochs"),
+    "per_device_train_batch_size": ("", "batch_size"),
+    "step_separator": ("spec", "step_token"),
+    "train_on_last_step_only": ("options", "last_step_only"),
+    "center_rewards_coefficient": ("options", "center"),
+}
+
+
+def from_trl(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with TRL's names in karat's places.
+
+    >>> from_trl({"step_separator": "<s>", "num_train_epochs": 2})
+    {'spec': {'step_token': '<s>'}, 'epochs': 2}
+
+    Raises:
+        BadInput: a setting under both names, or dropout asked for.
+    """
+    found = {name: dict(v) if isinstance(v, Mapping) else v for name, v in fields.items() if name not in TRL_NAMES}
+    if found.pop("disable_dropout", True) is not True:
+        raise BadInput("dropout is always off: it would make the rewards of equal texts differ; leave it out")
+    for name, value in fields.items():
+        if name in TRL_NAMES and value is not None:
+            part, own = TRL_NAMES[name]
+            place = found.setdefault(part, {}) if part else found
+            if own in place:
+                raise BadInput(f"{own} is given twice: as {own} and, in TRL's words, as {name}; leave one out")
+            place[own] = value
+    return found
 
 
 class TrainConfig(BaseModel):
@@ -48,6 +82,7 @@ class TrainConfig(BaseModel):
         Raises:
             BadInput: an unknown field (names the nearest known one), or a value out of range.
         """
+        fields = from_trl(fields)
         for name in fields:
             if name not in cls.model_fields:
                 raise BadInput(f"unknown setting {name!r}{nearest(name, cls.model_fields)}")

@@ -1,0 +1,43 @@
+"""Pages whose every line is run, in a folder that holds what they name."""
+
+import contextlib
+import io
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import toys
+from karat import arithmetic
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    rows = arithmetic.step_rows(24)
+    (tmp_path / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [{"prompt": row["prompt"], "steps": row["completions"]} for row in rows[:4]]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    toys.save(tmp_path / "MODEL", toys.causal_model())
+    toys.save(tmp_path / "trl-prm", toys.step_model())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), re.S)
+
+
+def test_every_line_of_the_migration(folder, karat):
+    lines = [line for block in blocks("migrate-from-trl.md", "sh") for line in block.splitlines()]
+    assert len(lines) == 5
+    for line in lines:
+        name, *arguments = shlex.split(line)
+        code, out, err = karat(*arguments)
+        assert name == "karat" and code == 0 and out, (line, err)
+    for block in blocks("migrate-from-trl.md", "python"):
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(compile(block, "migrate-from-trl.md", "exec"), {})
