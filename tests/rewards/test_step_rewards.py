@@ -1,6 +1,8 @@
 """Step rewards of published read-outs, each against a computation of a few lines from the checkpoint's own tensors."""
 
 import math
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -329,3 +331,29 @@ def test_calls_that_cannot_be(tmp_path):
         model.score_steps("q", "abc")
     assert "no steps" in model.score_steps("q", []).reason
     assert "empty" in model.score_steps("q", ["a", ""]).reason
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+import karat, torch
+torch.set_num_threads(1)
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+model = karat.load(sys.argv[1], kind="process", head="lm_logits:+,-", output=0)
+before = peak()
+found = model.score_steps("q", ["abcdefg"] * 510)
+assert 4000 < found.tokens <= 4096 and len(found.steps) == 510, found.tokens
+print(peak() - before)
+"""
+
+
+@pytest.mark.full
+def test_a_long_solution_never_holds_its_tokens_by_the_vocabulary(tmp_path):
+    """4,000 tokens by 152,064 in float32 are 2.4 GB."""
+    big = {"vocab_size": 152_064, "max_position_embeddings": 4096}
+    folder = toys.save(tmp_path / "m", toys.causal_model(**big))
+    found = subprocess.run([sys.executable, "-c", MEMORY, folder], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert float(found.stdout) < 300, f"{found.stdout} MiB more"
