@@ -1,6 +1,7 @@
 """One training by karat in a process of its own, as TRL's is: `_karat_worker.py JOB.json RESULT.json`."""
 
 import json
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     return {
         "history": list(trained.history),
         "cpu_seconds": sum(spent),
+        "peak_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "rows_used": trained.accounts[0].used,
     }
 

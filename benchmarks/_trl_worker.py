@@ -4,6 +4,7 @@ A job is either {"train": …} or {"evaluate": …}; `train_vs_trl.py` writes th
 """
 
 import json
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,16 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     """Train from a folder on conversational rows, save, and tell what was logged and which ids were seen."""
     args = RewardConfig(output_dir=job["work"], max_length=job["max_length"], **job["settings"])
     trainer = RewardTrainer(model=job["model"], args=args, train_dataset=_rows(job["rows"]))
+    if job["settings"].get("train_sampling_strategy") == "group_by_length":  # wants a column that TRL does not make
+        longest = [max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in trainer.train_dataset]
+        trainer.train_dataset = trainer.train_dataset.add_column("length", longest)
     with cpu_of_training() as spent:
         trainer.train()
     trainer.save_model(job["output"])
     return {
         "history": trainer.state.log_history,
         "cpu_seconds": sum(spent),
+        "peak_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "rows_used": len(trainer.train_dataset),
         "checkpointing": trainer.model.is_gradient_checkpointing,
         "dtype": str(trainer.model.dtype),

@@ -38,6 +38,7 @@ BATCH = 8
 SEED = 0
 LEARNING_RATE = 5e-4
 HELD_OUT = 256
+GROUPED = "trl-grouped"
 TRL_EVAL_BATCH = 8  # TRL's default
 
 TOLERANCE = 1e-3  # nats, on each of the first steps; later ones drift apart as rounding grows
@@ -96,6 +97,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=34, help="optimiser steps of each training (default 34)")
     parser.add_argument("--repeats", type=int, default=3, help="trainings of each side, taking turns (default 3)")
     parser.add_argument("--threads", type=int, default=2, help="threads of each side (default 2)")
+    parser.add_argument("--model", default=MODEL, help=f"a new model's sizes (default {MODEL})")
+    parser.add_argument("--grouped", action="store_true", help="also TRL with its batches grouped by length")
     options = parser.parse_args()
     if min(options.pairs, options.steps, options.repeats, options.threads) < 1:
         parser.error("--pairs, --steps, --repeats and --threads have to be at least 1")
@@ -106,16 +109,16 @@ def benchmark(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Everything that is reported, as plain JSON values."""
     load_before = os.getloadavg()[0]
     data = read_data(options.pairs, work)
-    model = scratch.build(work / "start", MODEL, _texts(data.train), SEED)
+    model = scratch.build(work / "start", options.model, _texts(data.train), SEED)
     runs = train_in_turns(options, data, model, work)
     first = {side: results[0] for side, results in runs.items()}
-    loaded = {side: karat.load(str(work / f"{side}-0"), max_length=MAX_LENGTH) for side in runs}
+    loaded = {side: karat.load(str(work / f"{side}-0"), max_length=MAX_LENGTH) for side in ("karat", "trl")}
     margins = {side: _margins(local, data.held_out) for side, local in loaded.items()}
     own = trl_evaluation(options, data, margins["trl"], work)
     return {
         "data": {"name": data.name, "pairs": len(data.train), "held_out": len(data.held_out)},
         "setup": {
-            "model": MODEL,
+            "model": options.model,
             "batch_size": BATCH,
             "steps": options.steps,
             "repeats": options.repeats,
@@ -187,14 +190,16 @@ def _texts(pairs: Sequence[Pair]) -> list[str]:
 
 def train_in_turns(options: argparse.Namespace, data: Data, model: Path, work: Path) -> dict[str, list[dict[str, Any]]]:
     """The results of every training, by side; who goes first changes from turn to turn."""
-    runs: dict[str, list[dict[str, Any]]] = {"karat": [], "trl": []}
+    sides = ["karat", "trl", *([GROUPED] if options.grouped else [])]
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for turn in range(options.repeats):
-        for side in ("karat", "trl") if turn % 2 == 0 else ("trl", "karat"):
+        for side in sides if turn % 2 == 0 else sides[::-1]:
             print(f"turn {turn + 1}/{options.repeats}: {side}", file=sys.stderr)
             job = _karat_job if side == "karat" else _trl_job
-            runs[side].append(
-                work_on(side, {"train": job(options, data, model, work / f"{side}-{turn}")}, options, work)
-            )
+            asked = job(options, data, model, work / f"{side}-{turn}")
+            if side == GROUPED:
+                asked["settings"]["train_sampling_strategy"] = "group_by_length"
+            runs[side].append(work_on(side, {"train": asked}, options, work))
     return runs
 
 
@@ -238,12 +243,12 @@ def work_on(side: str, job: Mapping[str, Any], options: argparse.Namespace, work
     ask, answer, log = (work / f"{side}.{ending}" for ending in ("job.json", "result.json", "log"))
     ask.write_text(json.dumps(job), encoding="utf-8")
     answer.unlink(missing_ok=True)
-    python = sys.executable if side == "karat" else str(TRL_PYTHON)
+    python, worker = (sys.executable, "karat") if side == "karat" else (str(TRL_PYTHON), "trl")
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(options.threads))
     alone = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "hf"), "TOKENIZERS_PARALLELISM": "false"}
     with log.open("w", encoding="utf-8") as out:
         done = subprocess.run(
-            [python, str(HERE / f"_{side}_worker.py"), str(ask), str(answer)],
+            [python, str(HERE / f"_{worker}_worker.py"), str(ask), str(answer)],
             env={**os.environ, **threads, **alone},
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -264,6 +269,7 @@ def parity(
     margins: Mapping[str, list[float | None]],
 ) -> dict[str, Any]:
     """Did both see the same tokens in the same batches, and learn the same from them?"""
+    first = {side: first[side] for side in ("karat", "trl")}
     curves = {side: _logged(result, "loss") for side, result in first.items()}
     gaps = _gaps(curves)
     rows = {side: result["rows_used"] for side, result in first.items()}
@@ -347,6 +353,10 @@ def speed(runs: Mapping[str, Sequence[dict[str, Any]]], steps: int) -> dict[str,
         "pairs_seen": seen,
         "pairs_per_second": {side: _spread(rate[side]) for side in runs},
         "karat_over_trl": _spread([k / t for k, t in zip(rate["karat"], rate["trl"], strict=True)]),
+        "karat_over_trl_grouped": _spread([k / t for k, t in zip(rate["karat"], rate[GROUPED], strict=True)])
+        if GROUPED in rate
+        else None,
+        "peak_MiB": {side: max(r["peak_MiB"] for r in results) for side, results in runs.items()},
         "cpu_ms_per_pair": {side: _spread(cpu[side]) for side in runs},
         "trl_over_karat_cpu": _spread([t / k for k, t in zip(cpu["karat"], cpu["trl"], strict=True)]),
     }
@@ -424,10 +434,13 @@ def table(found: Mapping[str, Any]) -> str:
         _line("last loss", *(f"{equal['loss'][side][-1]:.4f}" for side in ("karat", "trl"))),
         _line("held-out accuracy", *(_share(found["held_out"][side]) for side in ("karat", "trl"))),
         _line("pairs per second", *(_range(rates["pairs_per_second"][side]) for side in ("karat", "trl"))),
+        _line("peak memory, MiB", *(str(rates["peak_MiB"][side]) for side in ("karat", "trl"))),
         _line("CPU ms for a pair", *(_range(rates["cpu_ms_per_pair"][side]) for side in ("karat", "trl"))),
         f"karat over TRL: {_range(rates['karat_over_trl'], 2)} by the clock,"
         f" {_range(rates['trl_over_karat_cpu'], 2)} by CPU time",
     ]
+    if grouped := rates["karat_over_trl_grouped"]:
+        lines.append(f"karat over TRL grouped by length: {_range(grouped, 2)} by the clock")
     if ragged:
         lines.append(
             f"eight of nine pairs right, batches of {TRL_EVAL_BATCH}:"
