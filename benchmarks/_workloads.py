@@ -7,7 +7,6 @@ import gzip
 import json
 import os
 import sys
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,9 @@ from transformers import (
     Qwen3Config,
     Qwen3ForSequenceClassification,
 )
+
+from karat.rewards._speed import Workload
+from karat.types import Sequence
 
 WORK = Path(__file__).parent.parent / ".bench"
 VOCABULARY = 16_384
@@ -48,14 +50,13 @@ MODELS: dict[str, tuple[Any, Any, dict[str, int]]] = {
 PART = {"tune": 0, "report": 600}  # first question and first pair
 
 
-@dataclass(frozen=True)
-class Workload:
+def workload(
+    name: str, what: str, calls: list[list[list[int]]], steps: list[list[list[int]]] | None = None
+) -> Workload:
     """Calls in their order, each a list of token-id lists; `steps` are the positions read of each, if not the last."""
-
-    name: str
-    what: str
-    calls: list[list[list[int]]]
-    steps: list[list[list[int]]] | None = None
+    reads = steps or [[[len(ids) - 1] for ids in call] for call in calls]
+    both = [zip(call, read, strict=True) for call, read in zip(calls, reads, strict=True)]
+    return Workload(name, what, [[Sequence(tuple(ids), {"last": tuple(at)}) for ids, at in call] for call in both])
 
 
 def data() -> Path:
@@ -134,14 +135,14 @@ def workloads(part: str) -> dict[str, Workload]:
     return {
         w.name: w
         for w in (
-            Workload("W1", "32 HH pairs", [w1]),
-            Workload("W2", "best of 16, two-shot prompt", [w2]),
-            Workload("W2-4", "best of 4, two-shot prompt", [group(2, 4, shots)]),
-            Workload("W2b", "best of 64, two-shot prompt", [group(2, 64, shots)]),
-            Workload("W2s", "best of 16, 100-token prompt", [group(2, 16, short)]),
-            Workload("W3", "4 beams grow by 8 steps, last token", grown),
-            Workload("W3s", "4 beams grow by 8 steps, every step", grown, ends),
-            Workload("W4", "a group of 16 as single requests", [[ids] for ids in w2]),
+            workload("W1", "32 HH pairs", [w1]),
+            workload("W2", "best of 16, two-shot prompt", [w2]),
+            workload("W2-4", "best of 4, two-shot prompt", [group(2, 4, shots)]),
+            workload("W2b", "best of 64, two-shot prompt", [group(2, 64, shots)]),
+            workload("W2s", "best of 16, 100-token prompt", [group(2, 16, short)]),
+            workload("W3", "4 beams grow by 8 steps, last token", grown),
+            workload("W3s", "4 beams grow by 8 steps, every step", grown, ends),
+            workload("W4", "a group of 16 as single requests", [[ids] for ids in w2]),
         )
     }
 

@@ -8,11 +8,10 @@ needed (distinct) beside tokens computed. `ratio` is a peer's time over karat's,
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,75 +22,42 @@ import torch
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
-from karat.engine.padded import plan
+from karat.engine.forest import ForestEngine
 from karat.engine.probe import choose
-from karat.engine.tree import Tree, packed
-from karat.types import Sequence
+from karat.rewards._speed import CPU, Ground, Row, Run, Side, Transformers, Workload, compare, matrix_rate
 
-Calls = list[list[list[int]]]
 VLLM = Path(__file__).parent.parent / ".peers" / "vllm" / "bin" / "python"
-MATRIX_ROWS = 1024
 STEPS = ("W3s",)  # for scores of steps vLLM turns its prefix cache off; elsewhere it is on
 
 
 class Karat:
-    """The engine that karat chooses for the model."""
+    """The engine that karat chooses for the model, from an empty cache."""
 
     def __init__(self, model: Any, deterministic: bool = False) -> None:
         self.model, self.engine = model, choose(model.model, deterministic)
 
-    def __call__(self, workload: _workloads.Workload) -> list[float]:
-        """Scores from an empty cache, one per sequence and call; steps are read where the workload says so."""
-        self.engine.clear()
-        self.engine.computed = 0
-        scores = []
-        for number, call in enumerate(workload.calls):
-            steps = workload.steps[number] if workload.steps else [[len(ids) - 1] for ids in call]
-            asked = [Sequence(tuple(ids), {"last": tuple(read)}) for ids, read in zip(call, steps, strict=True)]
-            for states in self.engine.run(asked):
-                scores.append(head(self.model, states["last"][-1:])[0])
-        return scores
+    def rest(self) -> None:
+        """Forget what is cached."""
+        if isinstance(self.engine, ForestEngine):
+            self.engine.clear()
+            self.engine.computed = 0
+
+    def __call__(self, workload: Workload) -> Run:
+        """A score per sequence: the last one's where steps are read."""
+        found = chain(*(self.engine.run(call) for call in workload.calls))
+        states_BD = torch.cat([states["last"][-1:] for states in found])
+        return Run(head(self.model)(states_BD), getattr(self.engine, "computed", None))
 
 
-@torch.no_grad()
-def head(model: Any, states_RD: torch.Tensor) -> list[float]:
+def head(model: Any) -> Any:
     """Scores of states by the model's head in float32."""
-    values: list[float] = (states_RD.float() @ model.score.weight.float().T)[:, 0].tolist()
-    return values
-
-
-class Transformers:
-    """transformers by one of the ways that people write."""
-
-    def __init__(self, model: Any, way: str) -> None:
-        self.model, self.way = model, way
 
     @torch.no_grad()
-    def __call__(self, workload: _workloads.Workload) -> list[float]:
-        """Scores, one per sequence and call."""
-        return [score for call in workload.calls for score in self.call(call)]
+    def score(states_BD: torch.Tensor) -> list[float]:
+        values: list[float] = (states_BD.float() @ model.score.weight.float().T)[:, 0].tolist()
+        return values
 
-    def call(self, call: list[list[int]]) -> list[float]:
-        """One call: a loop, batches of 16 in order, or batches of like lengths."""
-        batches = {
-            "loop": [[i] for i in range(len(call))],
-            "padded": [list(range(i, min(i + 16, len(call)))) for i in range(0, len(call), 16)],
-            "sorted": plan([len(ids) for ids in call], 4096),
-        }[self.way]
-        scores = [0.0] * len(call)
-        for batch in batches:
-            width = max(len(call[i]) for i in batch)
-            ids = torch.full((len(batch), width), 2)
-            mask = torch.zeros_like(ids)
-            for row, i in enumerate(batch):
-                ids[row, : len(call[i])] = torch.tensor(call[i])
-                mask[row, : len(call[i])] = 1
-            whole = {} if len(batch) == 1 else {"attention_mask": mask}
-            states = self.model.model(input_ids=ids, use_cache=False, **whole).last_hidden_state
-            last = states[torch.arange(len(batch)), mask.sum(1) - 1]
-            for i, score in zip(batch, head(self.model, last), strict=True):
-                scores[i] = score
-        return scores
+    return score
 
 
 class Vllm:
@@ -115,50 +81,26 @@ class Vllm:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline() or '{"ready": null}')
 
-    def __call__(self, workload: _workloads.Workload) -> list[float]:
-        """Scores; its own clock is the one that counts."""
-        found = self._ask({"calls": workload.calls})
-        self.seconds = found["seconds"]
-        scores: list[float] = found["scores"]
-        return scores
+    def rest(self) -> None:
+        """Its cache is emptied by the worker, outside of the time."""
 
-
-def distinct(calls: Calls) -> int:
-    """Tokens that have to be computed: every distinct prefix once."""
-    tree = Tree()
-    for call in calls:
-        for ids in call:
-            tree.insert(packed(ids))
-    return sum(node.stop - node.start for node in tree.nodes())
-
-
-@torch.no_grad()
-def matrix_rate(model: Any) -> tuple[float, float]:
-    """FLOP of the model's linear layers per token, and the rate of products of just these shapes, both best of ten."""
-    weights = [m.weight.detach().float() for m in model.model.modules() if isinstance(m, torch.nn.Linear)]
-    per_token = 2 * sum(w.numel() for w in weights)
-    shapes = {tuple(w.shape): w for w in weights}
-    best = {}
-    for shape, weight in shapes.items():
-        rows, took = torch.randn(MATRIX_ROWS, shape[1]), []
-        for _ in range(10):
-            start = time.perf_counter()
-            torch.nn.functional.linear(rows, weight)
-            took.append(time.perf_counter() - start)
-        best[shape] = min(took)
-    seconds = sum(best[tuple(w.shape)] for w in weights)
-    return per_token, per_token * MATRIX_ROWS / seconds
+    def __call__(self, workload: Workload) -> Run:
+        """Scores; its own clock and its own memory are those that count."""
+        processes = memory.family(self.process.pid)
+        memory.reset(processes)
+        found = self._ask({"calls": [[list(s.ids) for s in call] for call in workload.calls]})
+        return Run(found["scores"], None, found["seconds"], memory.peak(processes))
 
 
 def measure(size: str, dtype: str, names: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of one model: all sides by turns."""
     folder = _workloads.model_folder(size)
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-    per_token, rate = matrix_rate(model)
-    sides: dict[str, Callable[[_workloads.Workload], list[float]]] = {"karat": Karat(model)}
+    ground = Ground(CPU, True, matrix_rate(model.model))
+    sides: dict[str, Side] = {"karat": Karat(model)}
     if options.deterministic:
         sides["karat, deterministic"] = Karat(model, deterministic=True)
-    sides |= {f"transformers, {way}": Transformers(model, way) for way in options.ways}
+    sides |= {f"transformers, {way}": Transformers(model.model, head(model), way) for way in options.ways}
     if options.vllm and VLLM.exists():
         sides["vllm"] = Vllm(folder, dtype, caching=True)
         if any(name in STEPS for name in names):
@@ -166,61 +108,17 @@ def measure(size: str, dtype: str, names: list[str], options: argparse.Namespace
     workloads = _workloads.workloads(options.part)
     rows = []
     for name in names:
-        taking_part = {
-            side: call
-            for side, call in sides.items()
-            if not isinstance(call, Vllm) or call.caching == (name not in STEPS)
-        }
-        rows += compare(workloads[name], taking_part, options.repeats)
-        for row in rows[-len(taking_part) :]:
-            best = row["needed"] * per_token / rate
-            row |= {"model": size, "dtype": dtype, "of_matrix_rate": round(best / row["median"], 3)}
-            print(line(row), file=sys.stderr, flush=True)
+        part = {n: s for n, s in sides.items() if not isinstance(s, Vllm) or s.caching == (name not in STEPS)}
+        found = compare(workloads[name], part, options.repeats, ground)
+        for row in found:
+            rows.append({"model": size, "dtype": dtype, **asdict(row), "ratio_95": interval(row, found[0])})
+            print(line(rows[-1]), file=sys.stderr, flush=True)
     return rows
 
 
-def compare(workload: _workloads.Workload, sides: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
-    """Every side by turns, warmed first; a row for each."""
-    took: dict[str, list[float]] = {name: [] for name in sides}
-    scores: dict[str, list[float]] = {}
-    peak: dict[str, int] = {}
-    for turn in range(repeats + 1):
-        for name, side in sides.items():
-            processes = memory.family(side.process.pid) if isinstance(side, Vllm) else [os.getpid()]
-            memory.reset(processes)
-            start = time.perf_counter()
-            scores[name] = side(workload)
-            seconds = side.seconds if isinstance(side, Vllm) else time.perf_counter() - start
-            peak[name] = memory.peak(processes)
-            if turn:  # the first warms
-                took[name].append(seconds)
-    needed = distinct(workload.calls)
-    rows = []
-    for name, side in sides.items():
-        each = [peer / own for peer, own in zip(took[name], took["karat"], strict=True)]
-        rows.append(
-            {
-                "workload": workload.name,
-                "side": name,
-                "median": statistics.median(took[name]),
-                "min": min(took[name]),
-                "max": max(took[name]),
-                "ratio": statistics.median(each),
-                "ratio_min": min(each),
-                "ratio_max": max(each),
-                "ratio_95": interval(each),
-                "peak_MiB": peak[name],
-                "needed": needed,
-                "computed": side.engine.computed if isinstance(side, Karat) else None,
-                "tokens": sum(len(ids) for call in workload.calls for ids in call),
-                "moves_a_score_by": max(abs(a - b) for a, b in zip(scores[name], scores["karat"], strict=True)),
-            }
-        )
-    return rows
-
-
-def interval(ratios: list[float]) -> tuple[float, float]:
-    """95 % bootstrap interval of the median."""
+def interval(own: Row, first: Row) -> tuple[float, float]:
+    """95 % bootstrap interval of the median ratio over the first side's time, turn by turn."""
+    ratios = [a / b for a, b in zip(own.seconds, first.seconds, strict=True)]
     drawn = np.median(np.random.default_rng(0).choice(ratios, (10_000, len(ratios))), axis=1)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return float(low), float(high)
@@ -231,8 +129,8 @@ def line(row: dict[str, Any]) -> str:
     return (
         f"{row['model']} {row['dtype']} {row['workload']:5} {row['side']:22} {row['median']:8.3f} s"
         f" ({row['min']:.3f} … {row['max']:.3f})  x{row['ratio']:.2f} ({row['ratio_min']:.2f} … {row['ratio_max']:.2f})"
-        f" 95 % {row['ratio_95'][0]:.2f} … {row['ratio_95'][1]:.2f}  of matrix rate {row['of_matrix_rate']:.2f}"
-        f"  score moves {row['moves_a_score_by']:.1e}  peak {row['peak_MiB']} MiB"
+        f" 95 % {row['ratio_95'][0]:.2f} … {row['ratio_95'][1]:.2f}  of matrix rate {row['of_matrix_rate'] or 0:.2f}"
+        f"  score moves {row['moves_a_score_by'] or 0:.1e}  peak {row['peak_MiB']:.0f} MiB"
     )
 
 

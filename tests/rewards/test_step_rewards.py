@@ -1,5 +1,6 @@
 """Step rewards of published read-outs, each against a computation of a few lines from the checkpoint's own tensors."""
 
+import json
 import math
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForTokenClass
 import karat
 import toys
 from karat.engine.padded import PaddedEngine, PaddedForward
+from karat.models.heads import aggregated, rewards_of
 from karat.rewards._local import LocalModel
+from karat.spec import RewardSpec
 from karat.types import BadInput, Example, Refused, Reward, Unscored
 
 PROMPT, STEPS = "Tom has 3 + 4?", ("3 + 4 = 7", "so it is - 7.\nDone", "7")
@@ -279,15 +282,19 @@ def test_a_probability_of_zero_stays_at_its_step(tmp_path):
     assert karat.load(str(tmp_path), kind="process").score_steps(PROMPT, STEPS).steps == (0.0, 0.0, 0.0)
 
 
-def test_openai_s_scored_sample():
-    """Its 24 steps' P(1) + P(0) and their product are recorded with it."""
-    from karat.models.heads import aggregated
-    from karat.spec import RewardSpec
+def test_openai_s_scored_sample(data_folder):
+    """Probabilities of -1, 0 and 1 and the product that was recorded with them; P(1) alone gives half of it."""
+    found = json.loads((data_folder / "prm800k_bon_curves" / "RM-scored-example.json").read_text())
+    logs = torch.tensor([[p["-1"], p["0"], p["1"]] for p in found["rating_probs"]], dtype=torch.float64).log()
+    spec = RewardSpec(kind="process", activation="softmax", output=(0, 1, 1), aggregate="prod", head={"outputs": 3})
+    assert aggregated(spec, rewards_of(spec, logs).tolist()) == pytest.approx(0.09157553704097245, abs=1e-12)
+    alone = spec.model_copy(update={"output": 2})
+    assert aggregated(alone, rewards_of(alone, logs).tolist()) == pytest.approx(0.0454054, abs=1e-7)
 
-    spec = RewardSpec(kind="process", aggregate="prod")
-    assert aggregated(spec, [0.9, 0.5, 0.8]) == pytest.approx(0.36)
-    wanted = {"min": 0.5, "last": 0.8, "mean": 2.2 / 3, "max": 0.9}
-    for how, value in wanted.items():
+
+def test_aggregates():
+    spec = RewardSpec(kind="process")
+    for how, value in {"min": 0.5, "last": 0.8, "mean": 2.2 / 3, "max": 0.9, "prod": 0.36, "sum": 2.2}.items():
         assert aggregated(spec.model_copy(update={"aggregate": how}), [0.9, 0.5, 0.8]) == pytest.approx(value)
 
 

@@ -28,6 +28,7 @@ from karat.types import BadInput, CheckpointError, Refused
 
 HEAD_FILE = "reward_head.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
+_LOGITS = ", or read logits of a language model with head='lm_logits:+,-'"
 
 
 @dataclass
@@ -234,7 +235,7 @@ def stored_head(folder: Path, layout: Layout, adapter: bool) -> dict[str, Tensor
         what = "the adapter was saved without its reward head" if adapter else "it has no reward head"
         raise Refused(
             f"{folder}: {what} ({min(lost)} is missing); train one with `karat train`,"
-            " or give the folder of a reward model"
+            " or give the folder of a reward model" + (_LOGITS if layout.pooling == "step" else "")
         )
     return {wanted[name]: tensor for name, tensor in found.items()}
 

@@ -130,9 +130,11 @@ def bench(model: LocalModel, repeats: int = 5) -> Speed:
 
     Raises:
         BadInput: `repeats` is below 1.
-        Refused: the model's template does not take the built-in texts.
+        Refused: the model's template does not take the built-in texts, or it has no head over single states.
         MemoryError: the GPU's memory ran out.
     """
+    if model.spec.head.type in ("hidden", "log_ratio"):
+        raise Refused(f"a {model.spec.kind} model has no head to compare; bench a model that gives rewards of states")
     if repeats < 1:
         raise BadInput(f"repeats is {repeats}, but at least one turn has to be measured")
     backbone = model.parts.backbone
@@ -262,8 +264,9 @@ class Karat:
 
     def __call__(self, workload: Workload) -> Run:
         """See `Side`."""
-        scores = [value for call in workload.calls for value in self.model.values(call)]
-        return Run(scores, self._computed(workload))
+        scored = [one for call in workload.calls for one in self.model.scored(call)]
+        # Of steps, the last one's: what the other sides read.
+        return Run([one.steps[-1] if one.steps else one.value for one in scored], self._computed(workload))
 
     def _computed(self, workload: Workload) -> int | None:
         engine = self.model.engine
