@@ -1,0 +1,1 @@
+"""Where answers come from, how they are judged, and (to come) how the best of them is found."""
