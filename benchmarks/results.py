@@ -64,14 +64,14 @@ RUNS = (
         "process",
         "minilm",
         *_PROCESS,
-        "--step-token [SEP] --max-length 512 --over-length cut_prompt --learning-rate 5e-5 --epochs 4 --batch-size 16",
+        "--step-token [SEP] --max-length 512 --over-length cut_prompt --learning-rate 5e-5 --epochs 3 --batch-size 16",
     ),
     Run(
         "ProcessBench, decoder from scratch",
         "process",
         SCRATCH + ",positions=4096",
         *_PROCESS,
-        "--learning-rate 1e-3 --epochs 8 --batch-size 16",
+        "--learning-rate 1e-3 --epochs 4 --batch-size 16",
     ),
 )
 

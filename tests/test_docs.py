@@ -41,3 +41,17 @@ def test_every_line_of_the_migration(folder, karat):
     for block in blocks("migrate-from-trl.md", "python"):
         with contextlib.redirect_stdout(io.StringIO()):
             exec(compile(block, "migrate-from-trl.md", "exec"), {})
+
+
+def test_every_option_of_the_process_page_is_one(folder, karat):
+    """Each row of its table of published models is scored and judged as it is written, on a model of that layout."""
+    rows = re.findall(r"^\| [^|]+ \| (`--[^|]*)\|$", (DOCS / "process.md").read_text(), re.M)
+    told = [" ".join(re.findall(r"`(--[^`]*)`", row)) for row in rows]
+    logits = [line for line in told if "lm_logits:+,-" in line]
+    assert len(told) >= 6 and len(logits) == 2
+    for number, line in enumerate(logits):
+        options = ["--kind", "process", *shlex.split(line)]
+        code, out, err = karat("score", "MODEL", "rows.jsonl", *options, "--output", f"{number}.jsonl")
+        assert code == 0, (line, err)
+        code, out, err = karat("eval", "MODEL", "steps.jsonl", *options, "--output", f"run{number}")
+        assert code == 0 and (folder / f"run{number}" / "report.html").is_file() and not (folder / "0").exists(), err

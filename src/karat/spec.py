@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from karat.types import BadInput, CheckpointError, nearest
 
 FILE_NAME = "reward_spec.json"
+# What users may say of a head, beside `head` itself: its type, and for lm_logits its tokens.
+HEAD_NAMES = ("outputs", "hidden_act", "dimensions", "normalize", "reference", "beta")
 
 
 class _Part(BaseModel):
@@ -39,7 +41,7 @@ class Render(_Part):
     step_token: str | None = None
     step_join: Literal["ids", "text", "turns"] = "ids"
     step_template: str = "{step}"  # how a step is written; {n} counts from 1
-    step_end: str = ""  # text behind each mark
+    between_steps: str = ""  # text between a mark and the next step
     prompt_end: str = ""  # text between the prompt and the first step
     max_completion_length: int | None = Field(default=None, ge=1)  # tokens of all steps and marks; for cut_end
 
@@ -55,7 +57,6 @@ class Head(_Part):
     dimensions: int | None = Field(default=None, ge=1)  # of hidden: the first ones (Matryoshka); None: all
     normalize: bool = False  # of hidden: to length 1
     reference: str = ""  # of log_ratio: the folder or hub id of the model in the denominator; "": none
-    reference_sha256: str = ""
     beta: float = Field(default=1.0, gt=0)  # of log_ratio: what it is multiplied by
     sha256: str = ""  # of the head's tensors, so that a foreign head is noticed
 
@@ -129,7 +130,7 @@ class RewardSpec(_Part):
                 head["type"] = kind
                 if tokens:
                     head |= {"tokens": tokens.split(","), "outputs": len(tokens.split(","))}
-            elif name in ("outputs", "hidden_act", "dimensions", "normalize", "reference", "beta"):
+            elif name in HEAD_NAMES:
                 head[name] = value
             elif name in homes and name != "render":
                 homes[name][name] = value

@@ -189,11 +189,19 @@ class Stepped:
     def first(self, counts: Iterable[int]) -> "Stepped":
         """The same with so many first steps of each branch."""
         kept = list(zip(self.branches, self.labels, counts, strict=True))
-        branches = tuple(replace(branch, steps=branch.steps[:count]) for branch, _, count in kept)
+        branches = tuple(_cut(branch, count) for branch, _, count in kept)
         return replace(self, branches=branches, labels=tuple(labels[:count] for _, labels, count in kept))
 
 
 Item: TypeAlias = Pair | Labelled | Ranking | Stepped
+
+
+def _cut(branch: Example, count: int) -> Example:
+    """An answer's first steps, without what its context says of later ones."""
+    first_error = branch.context.get("first_error")
+    lost = isinstance(first_error, int) and first_error >= count
+    context = {name: value for name, value in branch.context.items() if not (lost and name == "first_error")}
+    return replace(branch, steps=branch.steps[:count], context=context)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import pytest
 import zoo
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
@@ -41,11 +41,11 @@ def rows(render, item, policy="cut_end", **options):
 
 def trained(render, steps, labels, prompt="Q", **options):
     """Ids, and a label for each, as TRL writes them."""
-    item = Stepped((Example.of_steps(prompt, steps),), (tuple(labels),))
-    (row,), _, made = rows(render, item, **options)
+    item = kind("process", options).learnt(Stepped((Example.of_steps(prompt, steps),), (tuple(labels),)))
+    (row,), _, _ = rows(render, item, **options)
     (sequence,) = row.sequences
     found = [X] * len(sequence.ids)
-    for place, label in zip(sequence.reads["step"], made._labels(row.item)[0], strict=True):
+    for place, label in zip(sequence.reads["step"], row.item.labels[0], strict=True):
         found[place] = label
     return list(sequence.ids), found
 
@@ -124,6 +124,21 @@ def test_joined_text_has_other_ids():
 
 
 STEP = st.text(alphabet="ab .<>|[]s/ки\n+-", min_size=1, max_size=12).filter(str.strip)
+
+
+@pytest.mark.parametrize("name", zoo.ALL)
+@settings(max_examples=25, deadline=None)
+@given(prompt=st.text(alphabet="ab <>|[]/s", max_size=8), steps=st.lists(STEP, min_size=1, max_size=3))
+@example(prompt="q <", steps=["/s> a"])
+@example(prompt="q", steps=["a \uff1c\uff0fs\uff1e b"])
+def test_text_that_is_joined_makes_no_control_token(name, prompt, steps):
+    tokenizer = zoo.ALL[name]()
+    word = "blue" if name == "wordlevel" else " :: "
+    (found,) = renderer(tokenizer, step_token=word, step_join="text")([Example.of_steps(prompt, steps)])
+    if isinstance(found, Rendered):
+        added = tokenizer("", add_special_tokens=True)["input_ids"]
+        control = [i for i in found.sequence.ids if i in set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}]
+        assert sorted(control) == sorted(i for i in added if i in tokenizer.all_special_ids)
 
 
 @pytest.mark.parametrize("name", zoo.ALL)

@@ -30,7 +30,8 @@ def wanted(models, beta):
     turn = [{"role": "user", "content": PROMPT}]
     head = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     start = tokenizer(head, add_special_tokens=False)["input_ids"]
-    parts = [tokenizer(s, add_special_tokens=False)["input_ids"] for s in STEPS]
+    gaps = ["", "\n\n", "\n\n"]  # before a step, and of it
+    parts = [tokenizer(g + s, add_special_tokens=False)["input_ids"] for g, s in zip(gaps, STEPS, strict=True)]
     tail = tokenizer("<|im_end|>\n", add_special_tokens=False)["input_ids"]
     ids = [*start, *(t for part in parts for t in part), *tail]
     owner = [n for n, part in enumerate(parts) for _ in part] + [2] * len(tail)
@@ -44,7 +45,7 @@ def test_sums_by_step_and_answer(models):
     found = model.score_steps(PROMPT, STEPS)
     assert found.steps == pytest.approx(steps, abs=1e-5)
     assert found.value == pytest.approx(float(tokens.sum()), abs=1e-5)
-    (whole,) = model.score(PROMPT, ["".join(STEPS)])
+    (whole,) = model.score(PROMPT, ["\n\n".join(STEPS)])
     assert whole.value == pytest.approx(found.value, abs=1e-5) and len(whole.steps) == 1
     both = list(model.score_many([Example.of_steps(PROMPT, STEPS), Example.of_steps("1?", ["1"])]))
     assert both[0].steps == pytest.approx(steps, abs=1e-5)

@@ -137,7 +137,7 @@ LAYOUTS = {
     ),
     "Math-Shepherd": Layout(
         {"step_token": "ки", "step_join": "text", "step_template": "Step {n}: {step} ", "prompt_end": " "}
-        | {"head": "lm_logits:+,-", "output": 0, "step_end": "\n"},
+        | {"head": "lm_logits:+,-", "output": 0, "between_steps": "\n"},
         shepherd,
         of_tokens("+", "-"),
         softmax(1, 0),
@@ -304,12 +304,13 @@ def test_aggregates():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"head": "lm_logits:++,-"}, "'\\+\\+' is 2 tokens"),
-        ({"head": "lm_logits:#7,#9999"}, "token id 9999 is not in the vocabulary of 270"),
+        ({"head": "lm_logits:++,-", "output": 0}, "'\\+\\+' is 2 tokens"),
+        ({"head": "lm_logits:#7,#9999", "output": 0}, "token id 9999 is not in the vocabulary of 270"),
         ({"head": "lm_logits:+,-", "output": 2}, "output=2, but the head has 2"),
         ({"head": "lm_logits:+,-", "output": (1, 2, 3)}, "output has 3 weights"),
         ({"head": "lm_logits:+", "activation": "softmax"}, "softmax over the head's one output"),
-        ({"head": "lm_logits:+,-", "aggregate": "sum"}, "aggregate"),
+        ({"head": "lm_logits:+,-"}, "which of the tokens says right"),
+        ({"head": "lm_logits:+,-", "output": 0, "aggregate": "median"}, "aggregate"),
         ({"head": "none"}, "head.type"),
         ({}, "no reward head"),
     ],
@@ -323,7 +324,7 @@ def test_options_that_cannot_be(tmp_path, options, said):
 def test_a_model_without_a_language_model_head_has_no_logits(tmp_path):
     written(tmp_path, LAYOUTS["TRL"])
     with pytest.raises(Refused, match="no language-model head"):
-        karat.load(str(tmp_path), kind="process", head="lm_logits:+,-")
+        karat.load(str(tmp_path), kind="process", head="lm_logits:+,-", output=0)
 
 
 def test_steps_of_a_model_that_has_none(tmp_path):
@@ -364,3 +365,26 @@ def test_a_long_solution_never_holds_its_tokens_by_the_vocabulary(tmp_path):
     found = subprocess.run([sys.executable, "-c", MEMORY, folder], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert float(found.stdout) < 300, f"{found.stdout} MiB more"
+
+
+def test_outputs_are_the_tensors_to_say(tmp_path):
+    """Three classes: the last two are no mistake; another number of outputs is refused."""
+    written(tmp_path, LAYOUTS["ReasonEval, validity"])
+    options = {name: value for name, value in ENDS.items() if name != "outputs"}
+    model = karat.load(str(tmp_path), kind="process", **options)
+    assert model.spec.head.outputs == 3 and model.spec.output == (0.0, 1.0, 1.0)
+    with pytest.raises(Refused, match="outputs=2, but the head"):
+        karat.load(str(tmp_path), kind="process", **{**options, "outputs": 2})
+
+
+def test_what_a_process_reward_is(tmp_path):
+    written(tmp_path, LAYOUTS["TRL"])
+    for options, output in (({}, "probability"), ({"activation": "identity"}, "logit"), ({"output": (-1, 1)}, "logit")):
+        assert karat.load(str(tmp_path), kind="process", **options).output == output
+
+
+def test_a_row_with_a_text_and_steps_is_read_in_its_steps(tmp_path):
+    written(tmp_path, LAYOUTS["TRL"])
+    model = karat.load(str(tmp_path), kind="process")
+    (found,) = model.score_many([{"prompt": PROMPT, "response": "x y", "steps": ["x", "y"]}])
+    assert found.steps == model.score_steps(PROMPT, ["x", "y"]).steps

@@ -85,7 +85,8 @@ def test_the_loss_and_gradients_are_transformers_own(folder, tmp_path):
 
 def test_only_the_last_step(folder, tmp_path):
     items = [item for item in ITEMS if item.labels[0][-1] is not None]
-    parts, made, rows = prepared(folder, items, {"last_step_only": True})
+    made = kind("process", {"last_step_only": True})
+    parts, made, rows = prepared(folder, [made.learnt(i) for i in items], {"last_step_only": True})
     wanted, _ = by_transformers(folder, items, lambda i: (*[None] * (len(i.labels[0]) - 1), i.labels[0][-1]))
     assert kit.steps(tmp_path, parts, made, rows, len(rows))[0] == [pytest.approx(wanted, rel=1e-5)]
 
@@ -139,7 +140,7 @@ def write(path, n=24, seed=0):
     [
         ("full", {}),
         ("full", {"step_token": "<step>"}),
-        ("full", {"head": "lm_logits:-,+"}),
+        ("full", {"head": "lm_logits:-,+", "output": 1}),
         ("full", {"head": "mlp", "outputs": 1}),
         ("lora", {}),
         ("lora", {"step_token": "<step>"}),
@@ -231,3 +232,42 @@ def test_what_cannot_be_learnt(folder, items, options, spec, said):
         made = made.by(parts.spec)
         rows = _data.prepare(items, made, Renderer(parts.tokenizer, parts.spec, parts.positions), "drop", account)
         _data.check(rows, made, account)
+
+
+def test_a_run_goes_on_as_its_model_was_trained(tmp_path):
+    """Mark, layout, outputs and which of them says right stay, where nothing else is said."""
+    causal = toys.save(tmp_path / "m", toys.causal_model())
+    spec = {"step_token": "\n\n", "layout": "chat", "head": "lm_logits:+,-", "output": 0}
+    first = kit.train(tmp_path / "1", causal, write(tmp_path / "d.jsonl"), kind="process", spec=spec)
+    again = kit.train(tmp_path / "2", first.folder, write(tmp_path / "d.jsonl"), kind="process")
+    was, now = (karat.load(str(t.folder)).spec for t in (first, again))
+    for name in ("output", "activation", "pooling"):
+        assert getattr(was, name) == getattr(now, name)
+    assert (was.render, was.head.tokens) == (now.render, now.head.tokens)
+
+
+def test_late_steps_are_cut_in_training_and_never_in_scoring(tmp_path, folder):
+    long = [{"prompt": "q", "completions": ["a" * 20] * n, "labels": [True, False] * 2} for n in (4, 4)]
+    data = kit.write(tmp_path / "d.jsonl", [{**row, "prompt": f"q{i}"} for i, row in enumerate(long)])
+    spec = {"max_length": 60, "over_length": "cut_end"}
+    trained = kit.train(tmp_path, folder, data, kind="process", spec=spec, eval=data)
+    assert trained.accounts[0].cut and trained.result is not None
+    model = karat.load(str(trained.folder))
+    assert model.spec.render.over_length == "error"
+    assert "more than max_length=60" in model.score_steps("q", ["a" * 20] * 4).reason
+    with pytest.raises(karat.Refused, match="is for training"):
+        karat.load(str(trained.folder), over_length="cut_end")
+
+
+def test_the_last_step_is_the_last_one_before_it_is_cut(tmp_path, folder):
+    rows = [{"prompt": f"q{i}", "completions": ["a", "b" * (40 * i)], "labels": [1, i % 2]} for i in (1, 2, 3)]
+    spec = {"max_length": 60, "over_length": "cut_end"}
+    trained = kit.train(
+        tmp_path,
+        folder,
+        kit.write(tmp_path / "d.jsonl", [*rows, {**rows[0], "prompt": "r", "labels": [1, 0]}]),
+        kind="process",
+        spec=spec,
+        options={"last_step_only": True},
+    )
+    assert trained.accounts[0].used == 2 and len(trained.accounts[0].dropped) == 2

@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -49,8 +50,8 @@ def _is_flag(command: TyperCommand, word: str) -> bool:
 OPEN: dict[str, Any] = {"cls": _Open}
 
 
-# Texts that are taken as they are, but that \n and \t stand for a line end and a tab.
-_TEXTS = {"step_token", "step_template", "step_end", "prompt_end", "step_separator"}
+# Texts that are taken as they are, but that \n stands for a line end.
+_TEXTS = {"template", "step_token", "step_template", "between_steps", "prompt_end", "step_separator"}
 
 
 def extra(context: typer.Context, known: Collection[str]) -> dict[str, Any]:
@@ -75,8 +76,25 @@ def extra(context: typer.Context, known: Collection[str]) -> dict[str, Any]:
             raise typer.BadParameter(f"no option {word.partition('=')[0]}{hint}")
         if not equals:
             value = words.pop(0) if words and not words[0].startswith("--") else "true"
-        found[name] = value.replace("\\n", "\n").replace("\\t", "\t") if name in _TEXTS else parsed(value)
+        found[name] = value.replace("\\n", "\n") if name in _TEXTS else parsed(value)
     return found
+
+
+def outputs(given: list[str]) -> tuple[Path | None, dict[str, Any]]:
+    """The file or folder to write, and the spec's output: two things that have the same name, told by their values.
+
+    >>> outputs(["scores.jsonl", "[0, 1, 1]"])[1]
+    {'output': [0, 1, 1]}
+
+    Raises:
+        typer.BadParameter: more than one of either.
+    """
+    found = [parsed(word) for word in given]
+    places = [value for value in found if isinstance(value, str)]
+    numbers = [value for value in found if not isinstance(value, str)]
+    if len(places) > 1 or len(numbers) > 1:
+        raise typer.BadParameter("--output is one place to write to, and one number or list of weights for the spec")
+    return (Path(places[0]) if places else None), ({"output": numbers[0]} if numbers else {})
 
 
 def parsed(text: str) -> Any:
@@ -94,10 +112,10 @@ def parsed(text: str) -> Any:
 
 def spec_fields() -> set[str]:
     """The spec options that a user may give by name."""
-    from karat.spec import Render, RewardSpec
+    from karat.spec import HEAD_NAMES, Render, RewardSpec
 
     kept = {"golden", "tokenizer_sha256", "options", "render"}
-    return ({*RewardSpec.model_fields, *Render.model_fields, "outputs", "hidden_act"}) - kept
+    return ({*RewardSpec.model_fields, *Render.model_fields, *HEAD_NAMES}) - kept
 
 
 _OWN = {"batch_size", "method", "eval"}  # karat's settings that messages give a value to

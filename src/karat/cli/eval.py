@@ -1,7 +1,6 @@
 """`karat eval`: figures with intervals, beside null baselines."""
 
 import json
-from pathlib import Path
 
 import typer
 
@@ -15,7 +14,9 @@ def command(
     model: str = typer.Argument(help="Folder or hub id of a reward model."),
     data: list[str] = typer.Argument(help="Files of pairs, rankings, labelled answers or steps: PATH[START:STOP]."),
     train_data: list[str] = typer.Option(None, help="What the model was trained on; the n-gram null learns from it."),
-    output: Path = typer.Option(None, help="A new folder for report.html and summary.json."),
+    output: list[str] = typer.Option(
+        None, help="A new folder for report.html and summary.json. A number or [weights] is the spec's."
+    ),
     benchmark: str = typer.Option(None, help="processbench, prmbench or mistake: all data as one; else told from it."),
     format: str = typer.Option(None, help="Format of the data; else told from the columns."),
     seed: int = typer.Option(0, help="Of the bootstrap."),
@@ -29,16 +30,17 @@ def command(
     from karat.evaluation import base
     from karat.evaluation._files import check_output, evaluate_files, write_run
 
-    options = _options.extra(context, _options.spec_fields())
-    if output is not None:
-        check_output(output)
+    folder, own = _options.outputs(output or [])
+    options = {**_options.extra(context, _options.spec_fields()), **own}
+    if folder is not None:
+        check_output(folder)
     rm = load(model, device=device, dtype=dtype, deterministic=deterministic, **options)
     results = evaluate_files(rm, data, train_data or [], format, seed, name=benchmark)
     try:
-        if output is not None:
+        if folder is not None:
             settings = {"model": model, "data": data, "deterministic": deterministic, **options}
             settings |= {"benchmark": benchmark} if benchmark else {}
-            write_run(output, f"{model} on {', '.join(data)}", results, settings)
+            write_run(folder, f"{model} on {', '.join(data)}", results, settings)
     finally:  # neither a full disk nor a reader that has gone takes the figures along
         if as_json:
             print(json.dumps([base.summary(r) for r in results]))

@@ -1,8 +1,5 @@
 """`karat score`: a file of answers to a file of rewards, resumable."""
 
-from pathlib import Path
-from typing import Any
-
 import typer
 
 from karat.cli import _options
@@ -37,7 +34,8 @@ def command(
     from karat.formats.base import json_line
     from karat.rewards import _offline
 
-    file, options = _outputs(output or [], _options.extra(context, _options.spec_fields()))
+    file, own = _options.outputs(output or [])
+    options = {**_options.extra(context, _options.spec_fields()), **own}
     if file is not None:
         _offline.check_output(file)
     rm = load(model, device=device, dtype=dtype, deterministic=deterministic, **options)
@@ -54,20 +52,6 @@ def command(
     found = _offline.score_file(rm, data, file, {"model": model, "deterministic": deterministic, **options})
     print(json.dumps(found) if as_json else f"scored {found['scored']} of {found['rows']} rows to {file}")
     _end(found["scored"] > 0, found["unscored"])
-
-
-def _outputs(given: list[str], options: dict[str, Any]) -> tuple[Path | None, dict[str, Any]]:
-    """The file to write, and the spec's options with its output: two things that have the same name."""
-    files = []
-    for word in given:
-        value = _options.parsed(word)
-        if isinstance(value, str):
-            files.append(Path(word))
-        else:
-            options["output"] = value
-    if len(files) > 1:
-        raise typer.BadParameter(f"one file is written, but --output names {len(files)}")
-    return (files[0] if files else None), options
 
 
 def _end(scored: bool, unscored: dict[str, int]) -> None:

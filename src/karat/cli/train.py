@@ -15,7 +15,7 @@ def command(
     kind: str = typer.Argument(None, help="bradley_terry, outcome, …: see `karat kinds`."),
     model: str = typer.Option(None, help="Folder, hub id, or `scratch` for a small new decoder."),
     data: list[str] = typer.Option(None, help="PATH[START:STOP][@WEIGHT] or hub id; may be given several times."),
-    output: Path = typer.Option(None, help="Folder to be written."),
+    output: list[str] = typer.Option(None, help="Folder to be written. A number or [weights] is the spec's."),
     eval: list[str] = typer.Option(None, help="Held-out files, or the share of prompts to hold out (0.1)."),
     format: str = typer.Option(None, help="Format of the data: see `karat formats`; else told from the columns."),
     method: str = typer.Option(None, help="full, lora, or frozen (the head alone)."),
@@ -36,7 +36,15 @@ def command(
     from karat.training.config import TrainConfig, read_yaml
 
     fields = read_yaml(config) if config else {}
-    given = {"kind": kind, "model": model, "data": data, "output": output, "eval": eval, "format": format}
+    folder, own = _options.outputs(output or [])
+    given: dict[str, Any] = {
+        "kind": kind,
+        "model": model,
+        "data": data,
+        "output": folder,
+        "eval": eval,
+        "format": format,
+    }
     given |= {
         "method": method,
         "learning_rate": learning_rate,
@@ -46,6 +54,8 @@ def command(
     }
     fields |= {name: value for name, value in given.items() if value not in (None, [])}
     _add_extra(fields, context)
+    if own:
+        fields["spec"] = {**fields.get("spec", {}), **own}
     if missing := [name for name in ("kind", "model", "data", "output") if name not in fields]:
         options = ["KIND" if name == "kind" else f"--{name}" for name in missing]
         raise typer.BadParameter(f"give {', '.join(options)}, here or in --config")

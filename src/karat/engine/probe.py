@@ -31,6 +31,8 @@ def choose(backbone: nn.Module, deterministic: bool = False) -> Engine:
     # Alone in its forward, a sequence has no company that its bits could depend on.
     reference = PaddedEngine(PaddedForward(backbone, budget=1) if deterministic else PaddedForward(backbone))
     dtypes = {p.dtype for p in backbone.parameters()}
+    if deterministic and torch.get_num_threads() > 2:
+        return reference  # torch shares out an activation's numbers so that their bits depend on how many there are
     on_cpu = next(backbone.parameters()).device.type == "cpu"  # elsewhere, fused attention over padded rows is faster
     if on_cpu and len(dtypes) == 1 and dtypes <= set(TOLERANCE):
         for candidate in _candidates(backbone, reference, deterministic):

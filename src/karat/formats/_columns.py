@@ -267,7 +267,9 @@ def example(row: Mapping[str, Any]) -> Example:
         return Example.of_steps(prompt(row), steps(row, "steps"), context(row))
     if "messages" in row and any(row.get(name) is None for name in ("prompt", "response")):
         return Example(*conversation(row, "messages"), context(row))
-    return Example(prompt(row), text(row, "response"), context(row))
+    parts = row.get("steps")
+    given = isinstance(parts, list) and all(isinstance(part, str) for part in parts)
+    return Example(prompt(row), text(row, "response"), context(row), tuple(parts) if given and parts else ())
 
 
 def has_example(columns: Iterable[str]) -> bool:

@@ -106,14 +106,20 @@ class LiteralEncoder:
         """
         if getattr(self.tokenizer, "backend_tokenizer", None) is None:
             raise Refused("the tokenizer does not say where its tokens lie in the text; use step_join='ids'")
-        masked = any(self._nonce in piece for piece in pieces)
-        written = [self.unmask(self._renamed(piece)) for piece in pieces] if masked else list(pieces)
-        text, ends = "".join(written), list(accumulate(map(len, written)))
-        if masked:
-            encoding = self._twin.encode(text, add_special_tokens=add_special_tokens)
-            return Joined(text, list(encoding.ids), list(encoding.offsets), ends)
+        if any(self._nonce in piece for piece in pieces):
+            return self._joined_by_twin(pieces, add_special_tokens)
+        text, ends = "".join(pieces), list(accumulate(map(len, pieces)))
         found = self.tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, verbose=False)
+        added = self._added_by_tokenizer if add_special_tokens else 0
+        if sum(i in self._ids for i in found["input_ids"]) > sum(map(self._spelled, pieces)) + added:
+            return self._joined_by_twin(pieces, add_special_tokens)  # pieces, or a normaliser, made one together
         return Joined(text, list(found["input_ids"]), list(found["offset_mapping"]), ends)
+
+    def _joined_by_twin(self, pieces: Sequence[str], add_special_tokens: bool) -> "Joined":
+        written = [self.unmask(self._renamed(piece)) for piece in pieces]
+        encoding = self._twin.encode("".join(written), add_special_tokens=add_special_tokens)
+        ends = list(accumulate(map(len, written)))
+        return Joined("".join(written), list(encoding.ids), list(encoding.offsets), ends)
 
     def _renamed(self, text: str) -> str:
         return self._pattern.sub(lambda m: m[0] + self._nonce, text)

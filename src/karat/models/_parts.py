@@ -145,12 +145,23 @@ def logits_head(folder: Path, device: str, dtype: str, ids: Sequence[int] | slic
     with torch.no_grad():
         wanted = model(input_ids=some).logits[0][:, chosen].float()
         got = head(base(input_ids=some).last_hidden_state[0])
-    scale = float((wanted * got).sum() / (got * got).sum().clamp(min=1e-12))  # Cohere and Granite scale their logits
+    scale = _logit_scale(model.config.get_text_config())
     if not torch.allclose(got * scale, wanted, rtol=2e-2 if base.dtype != torch.float32 else 1e-3, atol=1e-3):
         raise Refused(f"{type(model).__name__} computes its logits in a way that karat does not know")
-    if abs(scale - 1) > 1e-3:
+    if scale != 1:
         fill(head, {name: tensor * scale for name, tensor in head.state_dict().items()})
     return base, head
+
+
+def _logit_scale(config: Any) -> float:
+    """By what a model multiplies its logits.
+
+    Raises:
+        Refused: it caps them, which is not linear.
+    """
+    if getattr(config, "final_logit_softcapping", None):
+        raise Refused("this model caps its logits, which single rows of its head do not say; choose head='linear'")
+    return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, ...]) -> list[int]:

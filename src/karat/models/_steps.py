@@ -42,7 +42,7 @@ class Steps:
         assert spec.render.step_token is not None
         self.tokenizer, self.part, self.literal, self.apply = tokenizer, spec.render, literal, apply
         self.mark = spec.render.step_token
-        self.mark_ids, self.end_ids = self._ids(self.mark), self._ids(spec.render.step_end)
+        self.mark_ids, self.gap_ids = self._ids(self.mark), self._ids(spec.render.between_steps)
         self._place = f"\u27ea{secrets.token_hex(8)}\u27eb"
         self._check(spec.pooling)
 
@@ -102,7 +102,7 @@ class Steps:
 
     def _pieces(self, example: Example) -> tuple[str, list[str], str] | Unscored:
         """Masked texts, in which user text holds no name of a control token."""
-        steps = [self._masked(self._written(step, n)) for n, step in enumerate(example.steps, 1)]
+        steps = [self._written(self._masked(step), n) for n, step in enumerate(example.steps, 1)]
         prompt = [replace(m, content=self._guarded(m.content)) for m in example.prompt]
         if self.part.step_join == "turns":
             return self._turns(prompt, steps)
@@ -152,13 +152,13 @@ class Steps:
             first = len(ids) if self.mark_ids else len(ids) - 1
             ids += self.mark_ids
             marks.append((first, len(ids) - 1))
-            ids += self.end_ids
+            ids += self.gap_ids if len(marks) < len(middle) else []
         return Draft([*ids, *end], tuple(marks), len(begin))
 
     def _as_text(self, head: str, steps: list[str], tail: str) -> Draft | Unscored:
-        end = self.part.step_end
-        between = [part for n, step in enumerate(steps) for part in ((end if n else "") + step, self.mark)]
-        pieces = [head, *between, end + tail]
+        gap = self.part.between_steps
+        between = [part for n, step in enumerate(steps) for part in ((gap if n else "") + step, self.mark)]
+        pieces = [head, *between, tail]
         joined = self.literal.encode_joined(pieces, add_special_tokens=self.part.layout != "chat")
         marks, ends = [], joined.ends
         for number in range(len(steps)):

@@ -55,6 +55,8 @@ GOLDEN = (
     ("1", "2"),  # short enough for a small max_length
 )
 
+# Spec options → what the kind says beside them.
+Defaults: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 Scorer: TypeAlias = Callable[[Parts, Sequence[Example]], list[float | None]]
 
 
@@ -62,16 +64,13 @@ Scorer: TypeAlias = Callable[[Parts, Sequence[Example]], list[float | None]]
 
 
 def load(
-    path: str | Path,
-    device: str = "auto",
-    dtype: str = "auto",
-    defaults: Mapping[str, Any] | None = None,
-    **options: Any,
+    path: str | Path, device: str = "auto", dtype: str = "auto", defaults: Defaults = dict, **options: Any
 ) -> Parts:
     """A model with its reward head, ready to score.
 
     `options` are spec fields by name (`kind`, `pooling`, `max_length`, …); they complete a checkpoint that carries no
-    spec, and override one that does. `defaults` are those of the kind, for a checkpoint without a spec.
+    spec, and override one that does. `defaults` gives, for options, what the kind says beside them; it is asked for a
+    checkpoint without a spec.
 
     Raises:
         Refused: the folder holds no reward model, or one whose meaning cannot be decided.
@@ -79,14 +78,39 @@ def load(
     """
     folder = backbones.locate(path)
     saved = RewardSpec.read(folder)
-    spec = saved or RewardSpec(kind="bradley_terry").with_options(**defaults or {})
-    spec = spec.with_options(**options)
     if saved is not None:
+        spec = saved.with_options(**options)
         _check_same_reading(saved, spec)
+    else:
+        spec = _spec_of(folder, defaults, options)
+    if spec.render.over_length == "cut_end":
+        raise Refused("over_length='cut_end' is for training; a reward of part of an answer is none: use 'cut_prompt'")
     parts = _load_parts(folder, spec, device, dtype)
     if saved is not None:
         _verify(parts, saved)
+    elif "type" in spec.head.model_fields_set and spec.head.type != parts.spec.head.type:
+        raise Refused(f"{folder} has a {parts.spec.head.type} head, not a {spec.head.type} one; leave head out")
     return _with_reference(parts, device, dtype)
+
+
+def _spec_of(folder: Path, defaults: Defaults, options: Mapping[str, Any]) -> RewardSpec:
+    """A spec for a folder without one: how many outputs there are is for the head's tensors to say."""
+    base = RewardSpec(kind="bradley_terry")
+    spec = base.with_options(**{**defaults(options), **options})
+    if not spec.at_steps or spec.head.type == "lm_logits" or not (stored := _outputs_of(folder)):
+        return spec
+    if options.get("outputs", stored) != stored:
+        raise Refused(f"outputs={options['outputs']}, but the head in {folder} has {stored}; leave outputs out")
+    counted = {**options, "outputs": stored}
+    return base.with_options(**{**defaults(counted), **counted})
+
+
+def _outputs_of(folder: Path) -> int:
+    """Outputs of a stored head over tokens, 0 where there is none."""
+    if (folder / "adapter_config.json").is_file():
+        return 0
+    foreign = foreign_head(folder)
+    return len(foreign[1]["out.weight"]) if foreign else stored_outputs(folder)
 
 
 def _with_reference(parts: Parts, device: str, dtype: str) -> Parts:
@@ -103,19 +127,21 @@ def _with_reference(parts: Parts, device: str, dtype: str) -> Parts:
         raise Refused(f"{folder} has another tokenizer, so it gives probabilities of other tokens; give another")
     base, head = logits_head(folder, device, dtype, slice(None))
     reference = apart(base, base, head, None, tokenizer, spec)
-    if spec.head.reference_sha256 not in ("", head.sha256()):
-        raise Refused(f"{folder} is not the reference that this reward was saved with; restore it")
     return replace(parts, reference=reference)
 
 
 def _check_same_reading(saved: RewardSpec, asked: RewardSpec) -> None:
     """Refuse to read a checkpoint otherwise than it was trained."""
-    steps = ("step_token", "step_join", "step_template", "step_end", "prompt_end")
+    steps = ("step_token", "step_join", "step_template", "between_steps", "prompt_end")
     for name in ("kind", "pooling", "layout", "template", "eos", *steps):
         was, now = (getattr(spec if hasattr(spec, name) else spec.render, name) for spec in (saved, asked))
         if was != now:
             shown = repr(was) if len(repr(was)) <= 60 else f"{was!r:.60}…"
             raise Refused(f"this reward model was trained with {name}={shown}; leave {name} out")
+    was_head, now_head = ((spec.head.type, spec.head.tokens) for spec in (saved, asked))
+    if was_head != now_head:
+        shown = ":".join([saved.head.type, *([",".join(saved.head.tokens)] if saved.head.tokens else [])])
+        raise Refused(f"this reward model was trained with head={shown!r}; leave head out")
 
 
 def start(
@@ -284,7 +310,7 @@ def add_step_token(parts: Parts) -> int:
     tokenizer.add_tokens([AddedToken(mark, special=True)], special_tokens=True)
     number = int(tokenizer.convert_tokens_to_ids(mark))  # type: ignore[arg-type]
     embedding: Any = parts.backbone.get_input_embeddings()  # type: ignore[operator]
-    mean = embedding.weight.data[: number - 1].mean(0)
+    mean = embedding.weight.data[:number].mean(0)
     if number >= backbones.vocabulary(parts.backbone):
         parts.model.resize_token_embeddings(number + 1, mean_resizing=False)
         embedding = parts.backbone.get_input_embeddings()  # type: ignore[operator]

@@ -104,7 +104,9 @@ def log_probabilities(head: Head, states_RD: Tensor, ids_R: Tensor) -> Tensor:
     """Log P of one token for each state, [R], in nats: a log-sum-exp over the vocabulary, a few rows at a time."""
     found = []
     for at in range(0, len(ids_R), ROWS):
-        logits_NV = head(states_RD[at : at + ROWS])
+        states_ND = states_RD[at : at + ROWS]
+        filled = nn.functional.pad(states_ND, (0, 0, 0, ROWS - len(states_ND)))  # one shape has one order of summation
+        logits_NV = head(filled)[: len(states_ND)]
         ids_N1 = ids_R[at : at + ROWS, None]
         found.append(logits_NV.gather(1, ids_N1)[:, 0] - logits_NV.logsumexp(-1))
     return torch.cat(found)

@@ -79,6 +79,8 @@ class Renderer:
             raise Refused("over_length='cut_end' cuts steps, and this reward has none; use 'cut_prompt'")
         if (self.part.step_token is None) == in_steps:
             raise Refused("pooling='step' and step_token belong together; give both, or neither")
+        if in_steps and self.part.eos != "as_is":
+            raise Refused(f"eos={self.part.eos!r} is for answers as a whole, and this reward reads steps; leave it out")
 
     def __call__(self, examples: Iterable[Example]) -> list[Rendered | Unscored]:
         """One result per example, in order; what cannot be rendered is `Unscored` with the reason."""
@@ -268,6 +270,8 @@ class Renderer:
                 over_length=True,
             )
         if self._steps:
+            if self._of_tokens and not draft.start:
+                return Unscored("no token stands before the answer, so its first has no probability; give a prompt")
             if not draft.marks:
                 return Unscored(f"no step ends within max_length={self.max_length}; raise it", over_length=True)
             return Rendered(types.Sequence(tuple(ids), reads(draft, self.pooling)), truncated, flags)

@@ -78,6 +78,9 @@ class LocalModel:
     @property
     def output(self) -> Output:
         """What its rewards are: logits, probabilities, or ratings in the unit of the labels."""
+        if self.spec.at_steps:  # weights below 0 make a difference, which has its middle at 0
+            weights = () if isinstance(self.spec.output, int) else self.spec.output
+            return "logit" if self.spec.activation == "identity" or min(weights, default=0) < 0 else self._kind.output
         squashed = self.spec.activation != "identity" and isinstance(self.spec.output, int)
         return "probability" if squashed and self._kind.output == "logit" else self._kind.output
 
@@ -90,9 +93,10 @@ class LocalModel:
     def fingerprint(self) -> str:
         """What decides a score beside the text: spec, weights of the head, and precision."""
         dtype = next(self.parts.backbone.parameters()).dtype
-        return ids_hash(
-            [*self.spec.model_dump_json().encode(), *self.parts.head.sha256().encode(), *str(dtype).encode()]
-        )
+        said = [self.spec.model_dump_json(), self.parts.head.sha256(), str(dtype)]
+        if self.parts.reference is not None:
+            said += [self.parts.reference.head.sha256(), *_sums(self.parts.reference.backbone)]
+        return ids_hash("\n".join(said).encode())
 
     def score(self, prompt: Prompt, responses: Sequence[str], *, strict: bool = False) -> list[Result]:
         """One result per response, in order."""
@@ -137,7 +141,7 @@ class LocalModel:
             raise BadInput("steps has to be a list of texts; put a single step into a list")
         return self._score([{"prompt": prompt, "steps": list(steps)}])[0]
 
-    def embed(self, texts: Sequence[str]) -> "npt.NDArray[np.float32]":
+    def embed(self, texts: Iterable[str]) -> "npt.NDArray[np.float32]":
         """Vectors of texts, float32 [B, D].
 
         Raises:
@@ -146,6 +150,7 @@ class LocalModel:
         """
         if self.spec.head.type != "hidden":
             raise Refused(f"a {self.spec.kind} model has no embeddings; load it with kind='embedding'")
+        texts = texts if isinstance(texts, str) else list(texts)
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise BadInput("texts has to be a list of texts; put a single text into a list")
         rendered = self.renderer(Example((), text) for text in texts)
@@ -181,12 +186,12 @@ class LocalModel:
         if not isinstance(text, str):
             raise BadInput(f"a finished text has to be a str, but got {text!r:.80}")
         if self.spec.head.type == "hidden":
-            raise Refused(f"a {self.spec.kind} model has no rewards; use embed, or load it as another kind")
+            raise Refused("this model gives embeddings and no rewards; use embed, or load it as another kind")
         return self._score_rendered([self.renderer.finished(text)])[0]
 
     def _score(self, rows: Sequence[Any]) -> list[Result]:
         if self.spec.head.type == "hidden":
-            raise Refused(f"a {self.spec.kind} model has no rewards; use embed, or load it as another kind")
+            raise Refused("this model gives embeddings and no rewards; use embed, or load it as another kind")
         read = [_read(row) for row in rows]
         rendered = iter(self.renderer(e for e in read if isinstance(e, Example)))
         return self._score_rendered([next(rendered) if isinstance(e, Example) else e for e in read])
@@ -256,6 +261,11 @@ class LocalModel:
         return out
 
 
+def _sums(module: nn.Module) -> list[str]:
+    """A number for each weight, that tells models apart."""
+    return [repr(float(w.detach().double().sum())) for w in module.parameters()]
+
+
 def _by_step(tokens: Sequence[float], sequence: types.Sequence) -> tuple[float, ...]:
     """Sums over each step of what an answer's tokens have."""
     reads, ends = sequence.reads["answer"], sequence.reads["ends"]
@@ -298,7 +308,8 @@ def as_example(row: Any) -> Example:
     if isinstance(row, Mapping):
         unsupported(row)
     if isinstance(row, Mapping) and isinstance(row.get("response"), str) and _is_conversation(row.get("prompt")):
-        return Example(as_messages(row["prompt"]), row["response"], row.get("context") or {})
+        steps = tuple(row["steps"]) if _is_steps(row.get("steps")) else ()
+        return Example(as_messages(row["prompt"]), row["response"], row.get("context") or {}, steps)
     if isinstance(row, Mapping) and row.get("messages") and _is_conversation(row["messages"]):
         *prompt, last = as_messages(row["messages"])
         return _answered(tuple(prompt), last, row.get("context") or {})
@@ -327,7 +338,10 @@ def load(
     """A reward model from a folder or hub id; see `karat.load`."""
     if not isinstance(path, str | Path):
         raise BadInput(f"a model is the path of a folder or a hub id, but got {path!r:.80}")
-    given = defaults(str(options["kind"]), options) if "kind" in options else {}
+
+    def given(options: Mapping[str, Any]) -> dict[str, Any]:
+        return defaults(str(options["kind"]), options) if "kind" in options else {}
+
     return LocalModel(checkpoint.load(path, device, dtype, given, **options), deterministic=deterministic)
 
 

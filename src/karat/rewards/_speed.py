@@ -134,7 +134,7 @@ def bench(model: LocalModel, repeats: int = 5) -> Speed:
         MemoryError: the GPU's memory ran out.
     """
     if model.spec.head.type in ("hidden", "log_ratio"):
-        raise Refused(f"a {model.spec.kind} model has no head to compare; bench a model that gives rewards of states")
+        raise Refused(f"there is no head to compare in kind {model.spec.kind}; bench a model of rewards")
     if repeats < 1:
         raise BadInput(f"repeats is {repeats}, but at least one turn has to be measured")
     backbone = model.parts.backbone

@@ -89,6 +89,10 @@ class Kind(Protocol):
         """
         ...
 
+    def learnt(self, item: Any) -> Any:
+        """What is learnt of a training row: all of it, or less."""
+        ...
+
     def examples(self, item: Any) -> tuple[Example, ...]:
         """The sequences of one training row."""
         ...

@@ -46,6 +46,10 @@ class BradleyTerry:
         """The same with any spec."""
         return self
 
+    def learnt(self, item: Any) -> Any:
+        """All of it."""
+        return item
+
     def examples(self, item: Pair | Ranking) -> tuple[Example, ...]:
         """Chosen and rejected, or the candidates."""
         return (item.chosen, item.rejected) if isinstance(item, Pair) else item.candidates

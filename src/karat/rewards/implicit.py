@@ -4,17 +4,13 @@ Source: Rafailov et al. 2023, arXiv:2305.18290 (DPO); Yuan et al. 2024, arXiv:24
 a reference it is the model's own log-probability. Train such models as policies are trained; here they are scored.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Self, final
-
-from torch import Tensor
+from collections.abc import Mapping
+from typing import Any, final
 
 from karat.rewards._numbers import logistic
+from karat.rewards._untrained import Untrained
 from karat.rewards.base import Options, Output
-from karat.spec import RewardSpec
-from karat.types import BadInput, Example, Item, Reward
-
-_NONE = "implicit rewards are not trained here; train the policy (DPO, PRIME), and load it with its reference"
+from karat.types import Reward
 
 
 class ImplicitOptions(Options):
@@ -22,48 +18,18 @@ class ImplicitOptions(Options):
 
 
 @final
-class Implicit:
+class Implicit(Untrained):
     """Learns from nothing."""
 
     Options = ImplicitOptions
-    items: tuple[type, ...] = ()
     output: Output = "logit"
-
-    def __init__(self, options: ImplicitOptions) -> None:
-        self.options = options
+    why = "implicit rewards are not trained here; train the policy (DPO, PRIME), and load it with its reference"
 
     @classmethod
     def defaults(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Sums over steps, and over the answer."""
-        return {"pooling": "answer", "head": "log_ratio", "step_token": "", "aggregate": "sum"}
-
-    def by(self, spec: RewardSpec) -> Self:
-        """The same with any spec."""
-        return self
-
-    def examples(self, item: Any) -> tuple[Example, ...]:
-        """None."""
-        raise BadInput(_NONE)
-
-    def problem(self, items: Sequence[Item]) -> str:
-        """It is not trained."""
-        return _NONE
-
-    def problem_of(self, item: Any) -> str:
-        """It is not trained."""
-        return _NONE
-
-    def size(self, item: Any) -> float:
-        """None."""
-        return 0.0
-
-    def targets(self, items: Sequence[Any]) -> dict[str, Tensor]:
-        """None."""
-        raise BadInput(_NONE)
-
-    def loss(self, numbers_BKk: Tensor, present_BK: Tensor, targets: dict[str, Tensor]) -> Tensor:
-        """None."""
-        raise BadInput(_NONE)
+        """Sums over steps, which are paragraphs, and over the answer."""
+        steps = {"step_token": "", "between_steps": "\n\n"}
+        return {"pooling": "answer", "head": "log_ratio", "aggregate": "sum", **steps}
 
     def compare(self, a: Reward, b: Reward) -> float:
         """The logistic of the lead: DPO's probability that `a` is preferred."""

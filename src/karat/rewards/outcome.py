@@ -42,6 +42,10 @@ class Outcome:
         """The same with any spec."""
         return self
 
+    def learnt(self, item: Any) -> Any:
+        """All of it."""
+        return item
+
     def examples(self, item: Labelled) -> tuple[Example, ...]:
         """The labelled answer."""
         return (item.example,)

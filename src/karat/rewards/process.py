@@ -5,6 +5,7 @@ answer is an aggregate of its steps', by default their minimum. Any causal langu
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Self, final
 
 import torch
@@ -47,6 +48,8 @@ class Process:
         One output is a logit; three are wrong, neutral and right, of which the last two are no mistake.
         """
         head = str(options.get("head", "linear"))
+        if head.startswith("lm_logits") and head.count(",") == 1 and "output" not in options:
+            raise BadInput(f"head={head!r} needs output: which of the tokens says right, counted from 0")
         outputs = len(head.split(",")) if ":" in head else int(options.get("outputs", 2))
         found: dict[str, Any] = {"layout": "concat", "pooling": "step", "step_token": "\n", "outputs": outputs}
         found |= {"activation": "sigmoid", "output": 0} if outputs == 1 else {"activation": "softmax", "output": 1}
@@ -57,6 +60,8 @@ class Process:
         outputs = spec.head.outputs
         if outputs > len(_CLASSES):
             raise BadInput(f"steps have two or three classes, but the head has {outputs} outputs; use 1, 2 or 3")
+        if self.options.objective == "mse" and outputs == len(_CLASSES):
+            raise BadInput("objective=mse regresses one probability, and three outputs are classes; use 1 or 2 outputs")
         if (weights := self.options.class_weights) and len(weights) != max(2, outputs):
             raise BadInput(f"class_weights has {len(weights)} numbers for {max(2, outputs)} classes; give one for each")
         return type(self)(self.options, spec)
@@ -67,19 +72,19 @@ class Process:
 
     def problem(self, items: Sequence[Item]) -> str:
         """One class teaches nothing."""
-        labels = {label for i in items if isinstance(i, Stepped) for own in self._labels(i) for label in own} - {None}
+        labels = {label for i in items if isinstance(i, Stepped) for own in i.labels for label in own} - {None}
         if len(labels) == 1:
             return f"every labelled step has {labels.pop():g}, so there is nothing to learn; add steps with another"
         return ""
 
     def problem_of(self, item: Stepped) -> str:
         """Labels have to be what the head tells apart, and one at least has to be there."""
-        labels = [label for own in self._labels(item) for label in own if label is not None]
+        labels = [label for own in item.labels for label in own if label is not None]
         if not labels:
             return "no step is labelled"
         if self._outputs == len(_CLASSES) and (odd := [x for x in labels if x not in _CLASSES]):
             return f"label {odd[0]:g} is none of -1, 0 and 1, which three outputs tell apart; use outputs=2"
-        if self._outputs < len(_CLASSES) and self.options.objective != "mse" and (odd := [x for x in labels if x < 0]):
+        if self._outputs < len(_CLASSES) and not self._goes_below_0 and (odd := [x for x in labels if x < 0]):
             return f"label {odd[0]:g} is not in 0 to 1; for -1, 0 and 1 use outputs=3"
         return ""
 
@@ -87,18 +92,27 @@ class Process:
     def _outputs(self) -> int:
         return self.spec.head.outputs if self.spec else 2
 
-    def _labels(self, item: Stepped) -> list[tuple[float | None, ...]]:
+    @property
+    def _goes_below_0(self) -> bool:
+        """Whether a regressed reward does, as PURE's difference of two probabilities."""
+        if self.spec is None or self.options.objective != "mse":
+            return False
+        output = self.spec.output
+        return self.spec.activation == "identity" or (not isinstance(output, int) and min(output) < 0)
+
+    def learnt(self, item: Stepped) -> Stepped:
+        """With its last labels alone, where no others are learnt."""
         if not self.options.last_step_only:
-            return list(item.labels)
-        return [(*[None] * (len(own) - 1), own[-1]) if own else own for own in item.labels]
+            return item
+        return replace(item, labels=tuple((*[None] * (len(own) - 1), own[-1]) if own else own for own in item.labels))
 
     def size(self, item: Stepped) -> float:
         """Its labelled steps."""
-        return float(sum(label is not None for own in self._labels(item) for label in own))
+        return float(sum(label is not None for own in item.labels for label in own))
 
     def targets(self, items: Sequence[Stepped]) -> dict[str, Tensor]:
         """`label_BK` (0 where there is none) and `labelled_BK`."""
-        rows = [[label for own in self._labels(item) for label in own] for item in items]
+        rows = [[label for own in item.labels for label in own] for item in items]
         width = max(map(len, rows))
         filled = [[*row, *[None] * (width - len(row))] for row in rows]
         return {

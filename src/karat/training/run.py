@@ -25,7 +25,7 @@ from karat.engine.probe import choose_forward
 from karat.evaluation import _report
 from karat.evaluation import base as evaluation
 from karat.models import checkpoint, scratch
-from karat.models.backbone import first_line, quiet, vocabulary
+from karat.models.backbone import first_line, locate, quiet, vocabulary
 from karat.models.checkpoint import Parts
 from karat.models.render import Rendered, Renderer
 from karat.rewards._local import LocalModel, RewardModule, golden_values
@@ -98,6 +98,8 @@ def run(config: TrainConfig) -> Trained:
 def _run(config: TrainConfig, state: PartialState) -> Trained:
     settings = _trainer_settings(config)
     made = kind(config.kind, config.options)
+    if not made.items:
+        raise BadInput(made.problem([]))
     with state.main_process_first():
         work = _work.open_work(config)
     set_seed(config.seed)
@@ -106,7 +108,8 @@ def _run(config: TrainConfig, state: PartialState) -> Trained:
         model = _starting_model(config, work, train, made)
     parts, policy = _start(config, model, state, _layout_for(train, made))
     made = made.by(parts.spec)
-    renderer = Renderer(parts.tokenizer, parts.spec, parts.positions)
+    renderer = Renderer(parts.tokenizer, _cutting(parts.spec, policy), parts.positions)
+    train = [made.learnt(item) if isinstance(item, made.items) else item for item in train]
     rows = _data.prepare(train, made, renderer, policy, train_account)
     held_out = _data.prepare(rest, made, renderer, policy, rest_account)
     accounts = (train_account, rest_account)
@@ -157,13 +160,17 @@ def _batches(config: TrainConfig) -> dict[str, Any]:
 
 
 def _starting_model(config: TrainConfig, work: Path, items: Sequence[Any], made: Kind) -> str:
-    if config.model.partition(":")[0] != scratch.WORD:
+    if not _is_scratch(config):
         return config.model
     if config.method != "full":
         raise BadInput(f"a new model has nothing that method={config.method} could keep; use method=full")
     examples = [e for item in items if isinstance(item, made.items) for e in made.examples(item)]
     texts = (t for e in examples for t in (*(m.content for m in e.prompt), e.response))
     return str(_work.scratch_model(work, config.model, texts, config.seed))
+
+
+def _is_scratch(config: TrainConfig) -> bool:
+    return config.model.partition(":")[0] == scratch.WORD
 
 
 def _layout_for(items: Sequence[Any], made: Kind) -> str:
@@ -178,9 +185,11 @@ def _start(config: TrainConfig, model: str, state: PartialState, plain: str = "c
     policy = str(options.pop("over_length", "drop"))
     if policy not in ("error", "drop", "cut_prompt", "cut_end"):
         raise BadInput(f"over_length has to be error, drop, cut_prompt or cut_end, not {policy!r}")
-    options["over_length"] = "error" if policy == "drop" else policy
-    given = defaults(config.kind, {**options, **config.options})
-    if options.get("activation", given.get("activation", "identity")) != given.get("activation", "identity"):
+    options["over_length"] = "cut_prompt" if policy == "cut_prompt" else "error"
+    saved = None if _is_scratch(config) else RewardSpec.read(locate(model))
+    given = {} if saved else defaults(config.kind, {**options, **config.options})
+    usual = saved.activation if saved else given.get("activation", "identity")
+    if options.get("activation", usual) != usual:
         raise BadInput(
             "losses work on raw rewards; leave activation out, and give it when the model is loaded to score"
         )
@@ -193,14 +202,20 @@ def _start(config: TrainConfig, model: str, state: PartialState, plain: str = "c
         raise BadInput("method=frozen trains no row of the embedding; leave add_step_token out, or use lora or full")
     if config.method == "lora":
         row = {} if added is None else {"trainable_token_indices": [added]}
-        checkpoint.add_lora(
-            parts, {**row, **config.lora}
-        )  # the base model's embedding and pad token stay what they are
+        # The base model's embedding and pad token stay what they are.
+        checkpoint.add_lora(parts, {**row, **config.lora})
     else:
         checkpoint.add_pad_token(parts)
     if config.method == "frozen":
         parts.backbone.requires_grad_(False)
     return parts, policy
+
+
+def _cutting(spec: RewardSpec, policy: str) -> RewardSpec:
+    """The spec by which rows are rendered. Late steps are cut here only: part of an answer has no reward."""
+    if policy != "cut_end":
+        return spec
+    return spec.model_copy(update={"render": spec.render.model_copy(update={"over_length": policy})})
 
 
 def _without_dropout(backbone: nn.Module) -> None:
