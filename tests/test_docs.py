@@ -51,7 +51,7 @@ def test_every_option_of_the_process_page_is_one(folder, karat):
     assert len(told) >= 6 and len(logits) == 2
     for number, line in enumerate(logits):
         options = ["--kind", "process", *shlex.split(line)]
-        code, out, err = karat("score", "MODEL", "rows.jsonl", *options, "--output", f"{number}.jsonl")
+        code, _, err = karat("score", "MODEL", "rows.jsonl", *options, "--output", f"{number}.jsonl")
         assert code == 0, (line, err)
-        code, out, err = karat("eval", "MODEL", "steps.jsonl", *options, "--output", f"run{number}")
+        code, _, err = karat("eval", "MODEL", "steps.jsonl", *options, "--output", f"run{number}")
         assert code == 0 and (folder / f"run{number}" / "report.html").is_file() and not (folder / "0").exists(), err
