@@ -1,8 +1,12 @@
 """Shapes of products that give a row the same bits."""
 
+import architectures
 import pytest
 import torch
 
+from karat.engine import probe
+from karat.engine.forest import ForestEngine
+from karat.engine.padded import PaddedEngine
 from karat.engine.tiles import SIZES, TILE, alike, in_tiles
 
 WEIGHT = torch.randn(40, 24, generator=torch.Generator().manual_seed(0))
@@ -47,3 +51,12 @@ def test_a_row_has_the_same_bits_among_any_others(shape):
     for first, stop in ((0, 40), (3, 700), (7, 300), (0, 41)):
         found = in_tiles(layer, rows[first:stop], sizes)[: 40 - first]
         assert torch.equal(found, wanted[first:40])
+
+
+def test_with_more_threads_every_sequence_runs_alone(monkeypatch):
+    """torch then shares out an activation's numbers so that their bits depend on how many there are."""
+    model = architectures.build("Qwen3")
+    assert isinstance(probe.choose(model, deterministic=True), ForestEngine)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    engine = probe.choose(model, deterministic=True)
+    assert isinstance(engine, PaddedEngine) and engine.forward.budget == 1
