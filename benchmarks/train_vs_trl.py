@@ -198,7 +198,8 @@ def train_in_turns(options: argparse.Namespace, data: Data, model: Path, work: P
             job = _karat_job if side == "karat" else _trl_job
             asked = job(options, data, model, work / f"{side}-{turn}")
             if side == GROUPED:
-                asked["settings"]["train_sampling_strategy"] = "group_by_length"
+                # Trainer takes unused columns away before it looks for the lengths.
+                asked["settings"] |= {"train_sampling_strategy": "group_by_length", "remove_unused_columns": False}
             runs[side].append(work_on(side, {"train": asked}, options, work))
     return runs
 
