@@ -39,9 +39,10 @@ def command(
     """
     import json
 
+    from karat.rewards._offline import check_output
     from karat.search._policies import Wiring, open_policy
     from karat.search.base import Sampling
-    from karat.training._labels_file import check_output, label_file, read_problems
+    from karat.training._labels_file import label_file, read_problems
     from karat.training.labels import Plan
 
     apart = None if separator is None else separator.replace("\\n", "\n").replace("\\t", "\t")

@@ -193,6 +193,8 @@ class Steps:
                 f"the text has no step mark {self.mark!r} of its own token; write one behind each step, or give"
                 " prompt and steps apart"
             )
+        if marks[0][0] == 0:
+            return Unscored(f"the text begins with the step mark {self.mark!r}, so no step stands before it")
         return tuple(marks)
 
 

@@ -139,7 +139,7 @@ class Renderer:
 
     def _unusable(self, example: Example) -> Unscored | None:
         """Why an example has no text of this layout."""
-        for message in (*example.prompt, *(Message("assistant", part) for part in example.steps or [example.response])):
+        for message in (*example.prompt, *(Message("assistant", part) for part in (example.response, *example.steps))):
             if broken := _surrogate(message.content) or _surrogate(message.role):
                 return Unscored(broken)
             if not _ROLE.fullmatch(message.role):

@@ -12,6 +12,7 @@ from typing import Any
 from karat.formats import base as formats
 from karat.formats._columns import unsupported
 from karat.progress import track
+from karat.rewards._offline import check_output
 from karat.search._equality import Judge
 from karat.search.base import Policy
 from karat.training import _labels_work as work
@@ -19,17 +20,6 @@ from karat.training.labels import Plan
 from karat.types import BadInput, grouped
 
 ROWS = 16  # problems that are labelled together, and what a kill can lose
-_ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
-
-
-def check_output(output: Path) -> None:
-    """Raise BadInput for an output that could not be written in the end."""
-    if not output.name.endswith(_ENDINGS):
-        raise BadInput(f"{output} has to end in {', '.join(_ENDINGS)}")
-    if output.exists():
-        raise BadInput(f"{output} is already there; choose another --output, or remove it")
-    if not output.absolute().parent.is_dir():
-        raise BadInput(f"{output.absolute().parent} is no folder; make it first")
 
 
 def read_problems(data: str) -> list[tuple[int, dict[str, Any]]]:
