@@ -29,12 +29,19 @@ test: setup  ## under five minutes on two cores
 test-full: setup  ## real trainers, two processes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m full
 
-peers: .peers/trl/ready .peers/vllm/ready .peers/infinity/ready .peers/batched/ready  ## what the benchmarks measure against, each in an environment of its own
+peers: .peers/trl/ready .peers/prm/ready .peers/vllm/ready .peers/infinity/ready .peers/batched/ready  ## what the benchmarks measure against, each in an environment of its own
 
 .peers/trl/ready:
 	$(PYTHON) -m venv .peers/trl
 	.peers/trl/bin/pip install --quiet --no-compile torch==2.13.0
 	.peers/trl/bin/pip install --quiet --no-compile trl==1.16.0
+	touch $@
+
+# The last TRL that trained process reward models.
+.peers/prm/ready:
+	$(PYTHON) -m venv .peers/prm
+	.peers/prm/bin/pip install --quiet --no-compile torch==2.13.0
+	.peers/prm/bin/pip install --quiet --no-compile trl==1.13.0
 	touch $@
 
 # vLLM cannot be imported beside the torchvision that it asks for.

@@ -1,13 +1,19 @@
 """A process reward model from scratch on built-in data, scored by its own ids and by those of joined text.
 
-`python benchmarks/process.py --json`. The tokenizer splits text as Llama 3's does, so that a full stop and the line end
-behind it are one token in joined text, and two where steps and marks are tokenised apart, as in training.
+`python benchmarks/process.py --json` trains by the command that a user types, on two processes of one thread each, and
+takes the command's whole time, start and evaluation in it. The tokenizer splits text as Llama 3's does, so that a full
+stop and the line end behind it are one token in joined text, and two where steps and marks are tokenised apart, as in
+training.
 """
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 import tempfile
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +26,6 @@ from karat import arithmetic
 from karat.evaluation import base as evaluation
 from karat.formats import base as formats
 from karat.rewards._local import LocalModel
-from karat.training import run
-from karat.training.config import TrainConfig
 from karat.types import Example, Result, Reward, Sequence
 
 # The expression of Llama 3's tokenizer.
@@ -29,11 +33,16 @@ LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no")
+LAUNCH = (*LAUNCH, "--dynamo_backend", "no", "--num_processes")
 TRAINING = {
     "learning_rate": 2e-3,
     "epochs": 1,
     "batch_size": 32,
-    "trainer": {"lr_scheduler_type": "linear", "warmup_steps": 50, "adam_beta2": 0.99, "weight_decay": 0.01},
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 50,
+    "adam_beta2": 0.99,
+    "weight_decay": 0.01,
 }
 
 
@@ -43,7 +52,7 @@ def rows(n: int, seed: int, split: arithmetic.Split) -> list[dict[str, Any]]:
     return [{**row, "completions": [step + "." for step in row["completions"]]} for row in drawn]
 
 
-def start(folder: Path, texts: list[str]) -> Path:
+def start(folder: Path, texts: list[str], positions: int = 256) -> Path:
     """A new two-layer decoder of 64 units and its tokenizer."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -56,7 +65,7 @@ def start(folder: Path, texts: list[str]) -> Path:
     )
     backend.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=256
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=positions
     )
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -65,7 +74,7 @@ def start(folder: Path, texts: list[str]) -> Path:
         intermediate_size=160,
         num_hidden_layers=2,
         num_attention_heads=4,
-        max_position_embeddings=256,
+        max_position_embeddings=positions,
         initializer_range=64**-0.5,
         num_labels=2,
         bos_token_id=0,
@@ -88,10 +97,22 @@ def by_joined_text(model: LocalModel, examples: list[Example]) -> list[Result]:
     return [Reward(scored.value, scored.steps) for scored in model.scored(asked)]
 
 
+def train(processes: int, files: dict[str, Any], seed: int) -> float:
+    """Train by the command line; seconds from its start to its end."""
+    launch = [*LAUNCH, str(processes)] if processes > 1 else []
+    settings = {**files, **TRAINING, "seed": seed}
+    given = chain.from_iterable((f"--{name.replace('_', '-')}", str(value)) for name, value in settings.items())
+    command = [sys.executable, *launch, "-m", "karat", "train", "process", *given]
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stdout=sys.stderr, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return time.perf_counter() - began
+
+
 def main() -> None:
     """Train, judge both ways, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=36_000)
+    parser.add_argument("--rows", type=int, default=60_000)
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--held-out", type=int, default=1_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
@@ -99,22 +120,26 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        train, held_out = rows(options.rows, options.seed, "train"), rows(options.held_out, 1, "test")
-        for part, some in (("train", train), ("test", held_out)):
+        given, held_out = rows(options.rows, options.seed, "train"), rows(options.held_out, 1, "test")
+        for part, some in (("train", given), ("test", held_out)):
             (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
-        joined = ["\n".join([row["prompt"], *row["completions"]]) + "\n" for row in train[:4000]]
+        joined = ["\n".join([row["prompt"], *row["completions"]]) + "\n" for row in given[:4000]]
         model = start(folder / "start", joined)
-        began = time.perf_counter()
-        files = {"data": str(folder / "train.jsonl"), "eval": str(folder / "test.jsonl"), "output": folder / "out"}
-        trained = run.run(TrainConfig.make(kind="process", model=str(model), seed=options.seed, **files, **TRAINING))
-        seconds = time.perf_counter() - began
-        local = karat.load(str(trained.folder))
+        files = {
+            "model": model,
+            "data": folder / "train.jsonl",
+            "eval": folder / "test.jsonl",
+            "output": folder / "out",
+        }
+        seconds = train(options.processes, files, options.seed)
+        local = karat.load(str(folder / "out"))
         assert isinstance(local, LocalModel)
-        assert trained.result is not None
         items = list(formats.load(str(folder / "test.jsonl")).items)
+        learnt = list(formats.load(str(folder / "train.jsonl")).items)
+        own = evaluation.evaluate(lambda e: list(local.score_many(e)), items, learnt, output="probability")
         other = evaluation.evaluate(lambda e: by_joined_text(local, list(e)), items, output="probability")
     found = {"training_seconds": seconds, "rows": options.rows}
-    found |= {"own_ids": evaluation.summary(trained.result), "joined_text": evaluation.summary(other)}
+    found |= {"own_ids": evaluation.summary(own), "joined_text": evaluation.summary(other)}
     print(json.dumps(found, indent=2) if options.json else table(found))
 
 

@@ -30,7 +30,8 @@ from karat.rewards._local import LocalModel
 from karat.types import Example, Message, Pair, Reward
 
 HERE = Path(__file__).parent
-TRL_PYTHON = HERE.parent / ".peers" / "trl" / "bin" / "python"
+PEERS = HERE.parent / ".peers"
+TRL_PYTHON = PEERS / "trl" / "bin" / "python"
 
 MODEL = "scratch:hidden=128,layers=2,vocab=2048,positions=1024"
 MAX_LENGTH = 512
@@ -40,6 +41,12 @@ LEARNING_RATE = 5e-4
 HELD_OUT = 256
 GROUPED = "trl-grouped"
 TRL_EVAL_BATCH = 8  # TRL's default
+WORKERS = {
+    "karat": (sys.executable, "karat"),
+    "trl": (TRL_PYTHON, "trl"),
+    GROUPED: (TRL_PYTHON, "trl"),
+    "prm": (PEERS / "prm" / "bin" / "python", "prm"),
+}
 
 TOLERANCE = 1e-3  # nats, on each of the first steps; later ones drift apart as rounding grows
 FIRST = 10
@@ -244,12 +251,12 @@ def work_on(side: str, job: Mapping[str, Any], options: argparse.Namespace, work
     ask, answer, log = (work / f"{side}.{ending}" for ending in ("job.json", "result.json", "log"))
     ask.write_text(json.dumps(job), encoding="utf-8")
     answer.unlink(missing_ok=True)
-    python, worker = (sys.executable, "karat") if side == "karat" else (str(TRL_PYTHON), "trl")
+    python, worker = WORKERS[side]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(options.threads))
     alone = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "hf"), "TOKENIZERS_PARALLELISM": "false"}
     with log.open("w", encoding="utf-8") as out:
         done = subprocess.run(
-            [python, str(HERE / f"_{worker}_worker.py"), str(ask), str(answer)],
+            [str(python), str(HERE / f"_{worker}_worker.py"), str(ask), str(answer)],
             env={**os.environ, **threads, **alone},
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -271,7 +278,7 @@ def parity(
 ) -> dict[str, Any]:
     """Did both see the same tokens in the same batches, and learn the same from them?"""
     first = {side: first[side] for side in ("karat", "trl")}
-    curves = {side: _logged(result, "loss") for side, result in first.items()}
+    curves = {side: logged(result, "loss") for side, result in first.items()}
     gaps = _gaps(curves)
     rows = {side: result["rows_used"] for side, result in first.items()}
     ids_equal = karat_ids == first["trl"]["ids"]
@@ -285,8 +292,8 @@ def parity(
         "rows_used": rows,
         "max_loss_difference": max(gaps),
         "max_loss_difference_first": max(gaps[:FIRST]),
-        "max_learning_rate_difference": max(_gaps({s: _logged(r, "learning_rate") for s, r in first.items()})),
-        "max_grad_norm_difference": max(_gaps({s: _logged(r, "grad_norm") for s, r in first.items()})),
+        "max_learning_rate_difference": max(_gaps({s: logged(r, "learning_rate") for s, r in first.items()})),
+        "max_grad_norm_difference": max(_gaps({s: logged(r, "grad_norm") for s, r in first.items()})),
         "max_held_out_margin_difference": max(
             abs(a - b) for a, b in zip(margins["karat"], margins["trl"], strict=True) if a is not None and b is not None
         ),
@@ -295,7 +302,7 @@ def parity(
     }
 
 
-def _logged(result: Mapping[str, Any], name: str) -> list[float]:
+def logged(result: Mapping[str, Any], name: str) -> list[float]:
     """One value for each step; Trainer's last line is about the whole run."""
     return [float(line[name]) for line in result["history"] if name in line]
 
@@ -346,7 +353,7 @@ def _accuracy(margins: Sequence[float | None]) -> dict[str, Any]:
 def speed(runs: Mapping[str, Sequence[dict[str, Any]]], steps: int) -> dict[str, Any]:
     """Pairs per second of training alone, and its CPU time for each pair, which bears a busy machine better."""
     seen = {side: pairs_seen(results[0]["rows_used"], steps) for side, results in runs.items()}
-    seconds = {side: [_logged(r, "train_runtime")[-1] for r in results] for side, results in runs.items()}
+    seconds = {side: [logged(r, "train_runtime")[-1] for r in results] for side, results in runs.items()}
     rate = {side: [seen[side] / each for each in seconds[side]] for side in runs}
     cpu = {side: [1000 * r["cpu_seconds"] / seen[side] for r in results] for side, results in runs.items()}
     return {
