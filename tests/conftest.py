@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 import toys
 from karat.cli import base
 
 torch.set_num_threads(1)
+# No test depends on how busy the machine is.
+settings.register_profile("karat", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("karat")
 
 
 @pytest.fixture(scope="session")

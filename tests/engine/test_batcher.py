@@ -381,12 +381,12 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestMachine.settings = settings(max_examples=60, stateful_step_count=25)
 
 
 @pytest.mark.full
 def test_ten_thousand_runs_of_any_order():
-    run_state_machine_as_test(Machine, settings=settings(max_examples=10_000, stateful_step_count=25, deadline=None))
+    run_state_machine_as_test(Machine, settings=settings(max_examples=10_000, stateful_step_count=25))
 
 
 def test_negative_control_a_batcher_that_zips_loses_callers(monkeypatch):

@@ -45,7 +45,7 @@ POOL = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(POOL)
 def test_closed_forms_agree_with_every_subset(rows):
     """Weights are whole numbers, so that sums tie exactly in both."""

@@ -1,4 +1,4 @@
-"""Adapters inside TRL itself, in its own environment: GRPO in the process, RLOO over HTTP and awaited."""
+"""Adapters inside TRL itself, in its own environment: in the process, and over HTTP and awaited."""
 
 import sys
 from pathlib import Path
@@ -48,13 +48,16 @@ def test_grpo_in_the_process(policy, outcome, tmp_path):
     assert sum("monitor/hacking" in row for row in found["history"]) == 2
 
 
-def test_rloo_awaits_a_process_reward_model_over_http_and_keeps_its_steps(policy, tmp_path):
+@pytest.mark.parametrize("trainer", ["rloo", "grpo"])
+def test_a_process_reward_model_over_http_is_awaited_and_its_steps_are_kept(trainer, policy, tmp_path):
     folder = toys.save(tmp_path / "prm", toys.step_model())
     with threaded(karat.load(str(folder), kind="process")) as url:
-        asked = job(policy, trainer="rloo", reward="async", model=url, table=str(tmp_path / "table"))
+        asked = job(policy, trainer=trainer, reward="async", model=url, table=str(tmp_path / "table"))
         found = jobs.run(asked, tmp_path / "run", 2)
     assert any("rewards/karat/mean" in row for row in found["history"])
     own = [row for path in (tmp_path / "table").iterdir() for row in pq.read_table(path).to_pylist()]
     assert len(own) == 16 and all((row["reward"] is None) == (row["step_scores"] is None) for row in own)
     theirs = [pq.read_table(path) for path in (tmp_path / "run" / "trl" / "completions").glob("*.parquet")]
-    assert sum(table.num_rows for table in theirs) == 16 and "karat_steps" in theirs[0].column_names
+    # TRL writes GRPO's completions alone to files; RLOO's are printed.
+    assert sum(table.num_rows for table in theirs) == (16 if trainer == "grpo" else 0)
+    assert all("karat_steps" in table.column_names for table in theirs)

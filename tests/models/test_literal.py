@@ -14,7 +14,7 @@ TEXT = st.one_of(
 
 
 @pytest.mark.parametrize("name", zoo.ALL)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(text=TEXT)
 def test_twin_reads_ordinary_text_as_the_tokenizer_does(name, text):
     tokenizer = zoo.ALL[name]()
@@ -42,7 +42,7 @@ def test_twin_reads_control_tokens_that_the_template_wrote(name):
 
 
 @pytest.mark.parametrize("name", zoo.ALL)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_masked_text_holds_no_control_token_and_unmasks(name, data):
     tokenizer = zoo.ALL[name]()

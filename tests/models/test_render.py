@@ -50,7 +50,7 @@ TEXT = st.one_of(
 
 
 @pytest.mark.parametrize("name", zoo.ALL)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(prompt=TEXT, response=TEXT)
 def test_ids_are_those_of_transformers_chat_template(name, prompt, response):
     tokenizer = zoo.ALL[name]()
@@ -70,7 +70,7 @@ def test_merges_cross_the_edges_of_a_message():
 
 
 @pytest.mark.parametrize("name", ["byte", "merged"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_content_is_read_as_with_split_special_tokens(name, data):
     tokenizer = zoo.ALL[name]()
@@ -251,7 +251,7 @@ def test_the_models_positions_limit_too():
     assert renderer(tokenizer).max_length is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     turns=st.lists(st.text(alphabet="abcé ", max_size=12), min_size=1, max_size=5),
     answer=st.text(alphabet="xyz", max_size=6),

@@ -127,7 +127,7 @@ STEP = st.text(alphabet="ab .<>|[]s/ки\n+-", min_size=1, max_size=12).filter(s
 
 
 @pytest.mark.parametrize("name", zoo.ALL)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(prompt=st.text(alphabet="ab <>|[]/s", max_size=8), steps=st.lists(STEP, min_size=1, max_size=3))
 @example(prompt="q <", steps=["/s> a"])
 @example(prompt="q", steps=["a \uff1c\uff0fs\uff1e b"])
@@ -142,7 +142,7 @@ def test_text_that_is_joined_makes_no_control_token(name, prompt, steps):
 
 
 @pytest.mark.parametrize("name", zoo.ALL)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(prompt=st.text(max_size=10), steps=st.lists(STEP, min_size=1, max_size=4))
 def test_each_piece_by_itself(name, prompt, steps):
     """A growing answer only ever appends ids; marks lie where they were put, whatever steps say."""
@@ -208,7 +208,7 @@ def test_without_a_mark_the_last_token_of_a_step_is_read():
         assert found.sequence.reads["step"] == (3, 4) and len(found.sequence.ids) == 5
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(prompt=st.text(max_size=8), steps=st.lists(STEP, min_size=1, max_size=3))
 def test_text_and_ids_are_the_same_where_nothing_merges(prompt, steps):
     tokenizer = toys.byte_tokenizer()

@@ -100,7 +100,7 @@ def test_a_tie_is_half_a_preference(folder):
     assert found.orders[0] == pytest.approx(a + tie / 2, abs=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.text(max_size=9), st.text(max_size=9))
 def test_control_tokens_in_answers_are_text(model, a, b):
     for text in (a, b):
@@ -268,7 +268,7 @@ def test_a_tie_is_a_label_of_its_own_where_there_is_one():
     assert loss(pair(0.8), [[1.0, 0.0, 2.0], [0.0, 1.0, 2.0]]) == pytest.approx(float(wanted), abs=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.text(max_size=5), st.text(max_size=5), st.sampled_from([0.0, 0.3, 0.5, 1.0]))
 def test_the_coin_does_not_know_the_label(a, b, preference):
     """With one order, which answer is read first is the same whoever is preferred."""

@@ -44,7 +44,7 @@ def drawn(n, seed=0):
 
 
 @given(st.lists(st.integers(-20, 20), min_size=1, max_size=24))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_best_of_an_order_is_the_argmax(method, values):
     """The earliest of equals, as argmax has it."""
@@ -54,7 +54,7 @@ def test_the_best_of_an_order_is_the_argmax(method, values):
 
 
 @given(st.lists(st.floats(-3, 3), min_size=2, max_size=12, unique=True), st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @pytest.mark.parametrize("method", METHODS)
 def test_utilities_do_not_depend_on_how_answers_are_numbered(method, values, random):
     """Without misfit, every connected set of comparisons gives the true utilities, whoever comes first."""
@@ -146,7 +146,7 @@ def test_bradley_terry_by_hand():
 
 
 @given(st.integers(2, 7), st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_after_all_comparisons_the_order_is_bordas(n, seed):
     """The sums of a row are Bradley-Terry's sufficient statistics."""
     rng = np.random.default_rng(seed)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 import time
 from unittest import mock
 
@@ -142,14 +143,17 @@ def one_text_for_many(stage, chance):
 
 def small_behind_a_long_list(stage, chance):
     """A short request behind 512 answers does not wait for them (61 batches in `batched`)."""
-    order = []
+    order, behind = [], threading.Event()
 
     def run(own, sequences):
         order.append(len(sequences))
+        assert behind.wait(60)  # the first batch runs until the short request stands in the queue
         return own(sequences)
 
     with stage.engine(run), stage.local(budget=256) as made:
-        texts = [f"{chance.random()}" for _ in range(256)]
+        batcher, texts = made.pipeline.batcher, [f"{chance.random()}" for _ in range(256)]
+
+        made.pipeline.load._done = 500 * made.pipeline.load._busy  # known to be slow: answers are due over seconds
 
         async def both():
             bulk = asyncio.ensure_future(
@@ -157,7 +161,12 @@ def small_behind_a_long_list(stage, chance):
             )
             while not order:
                 await asyncio.sleep(0.001)
-            reply = await made.client.post("/v1/reward", json=faults.body(5))
+            before = batcher.waiting
+            short = asyncio.ensure_future(made.client.post("/v1/reward", json=faults.body(5)))
+            while batcher.waiting <= before:
+                await asyncio.sleep(0.001)
+            behind.set()
+            reply = await short
             return reply, bulk.done(), await bulk
 
         reply, last, bulk = made.run(both())

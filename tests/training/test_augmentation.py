@@ -84,7 +84,7 @@ def test_the_order_of_a_tie_is_drawn():
 ROW = st.tuples(st.integers(0, 5), st.integers(0, 12), st.integers(0, 12)).filter(lambda row: row[1] != row[2])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(ROW, min_size=1, max_size=14), st.integers(0, 9))
 def test_whatever_the_pairs_no_answer_meets_itself_or_its_prompt(rows, seed):
     originals = [pair(f"Q{prompt}", f"y{one}", f"y{two}") for prompt, one, two in rows]

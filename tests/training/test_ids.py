@@ -40,7 +40,7 @@ def trained(request, tmp_path_factory):
     return found
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(prompt=TEXTS, one=TEXTS, other=TEXTS)
 def test_train_ids_are_score_ids(trained, prompt, one, other):
     good, bad = (Example((Message("user", prompt),), text) for text in (one, other))

@@ -32,7 +32,7 @@ def written(tmp_path, rows, name="scored.jsonl"):
     return path
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 9)), min_size=2, max_size=6), st.integers(0, 3))
 def test_the_pair_is_the_widest_that_the_rule_allows(rows, margin):
     """Against every pair of answers, with lengths and without."""

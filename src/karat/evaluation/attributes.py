@@ -1,7 +1,9 @@
 """Ratings of attributes: does each objective order answers as the ratings of its attribute do?"""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -40,10 +42,24 @@ class _Rows:
     score_BA: FloatArray  # the objective of that name, or the reward
     sample: Sample  # [B]
 
-    def columns(self, score_BA: FloatArray) -> FloatArray:
-        """What statistics are of: weights, whether there is a rating, ratings, scores, [B, 1 + 3 A]."""
-        rated_BA = ~np.isnan(self.rating_BA)
-        return np.column_stack([self.sample.weights, rated_BA, np.nan_to_num(self.rating_BA), score_BA])
+    def correlations(self, score_BA: FloatArray, weights_NB: FloatArray) -> FloatArray:
+        """Spearman of each attribute on the rows that are rated, [N, A]; NaN where undefined."""
+        rated_BA, rating_BA = ~np.isnan(self.rating_BA), np.nan_to_num(self.rating_BA)
+        found = (
+            _correlation.spearmans(rating_BA[:, a], score_BA[:, a], weights_NB * rated_BA[:, a])
+            for a in range(len(self.names))
+        )
+        return np.stack(list(found), axis=1)
+
+    def means(self, score_BA: FloatArray, weights_NB: FloatArray) -> FloatArray:
+        """The mean of all attributes' correlations, [N]; what is undefined counts as 0."""
+        means: FloatArray = np.nan_to_num(self.correlations(score_BA, weights_NB), nan=0.0).mean(axis=1)
+        return means
+
+    @property
+    def once(self) -> FloatArray:
+        """The rows' own weights, [1, B]."""
+        return self.sample.weights[None].astype(np.float64)
 
 
 def check(items: Sequence[Attributed]) -> None:
@@ -131,32 +147,22 @@ def _labelled(item: Item, name: str) -> Labelled:
     return Labelled(item.example, item.attributes[name] or 0.0, item.weight, item.origin)
 
 
-def _one(columns: FloatArray, a: int, count: int) -> float | None:
-    """Spearman of attribute `a` of `count` on the rows that are rated."""
-    rated = columns[:, 1 + a] > 0
-    return _correlation.spearman(columns[rated][:, [1 + count + a, 0, 1 + 2 * count + a]])
-
-
-def _average(columns: FloatArray, count: int) -> float:
-    """The mean of all attributes' correlations; what is undefined counts as 0."""
-    return float(np.mean([_one(columns, a, count) or 0.0 for a in range(count)]))
-
-
 def _of_one(rows: _Rows, score_BA: FloatArray, a: int, name: str, against: str = "") -> Figure:
-    columns, count = rows.columns(score_BA), len(rows.names)
-    rated = int((~np.isnan(rows.rating_BA[:, a])).sum())
-    value = _one(columns, a, count)
-    if value is None:
+    only = replace(rows, names=rows.names[a : a + 1], rating_BA=rows.rating_BA[:, a : a + 1])
+    score = score_BA[:, a : a + 1]
+    rated = int((~np.isnan(only.rating_BA)).sum())
+    value = float(only.correlations(score, rows.once)[0, 0])
+    if math.isnan(value):
         return Figure(name, 0.0, n=rated, note="undefined for a constant score: counted as 0", against=against)
-    found = rows.sample.statistic_interval(columns, lambda drawn: _one(drawn, a, count))
+    found = rows.sample.weights_interval(lambda weights_NB: only.correlations(score, weights_NB)[:, 0])
     return bounded(Figure(name, value, n=rated, against=against), (-1.0, 1.0), found, rows.sample.clusters)
 
 
 def _mean(rows: _Rows, score_BA: FloatArray, name: str, against: str = "") -> Figure:
-    columns, count = rows.columns(score_BA), len(rows.names)
-    found = rows.sample.statistic_interval(columns, lambda drawn: _average(drawn, count))
-    figure = Figure(name, _average(columns, count), n=len(columns), note=f"of {count} attributes", against=against)
-    return bounded(figure, (-1.0, 1.0), found, rows.sample.clusters)
+    means = partial(rows.means, score_BA)
+    size, count = rows.rating_BA.shape
+    figure = Figure(name, float(means(rows.once)[0]), n=size, note=f"of {count} attributes", against=against)
+    return bounded(figure, (-1.0, 1.0), rows.sample.weights_interval(means), rows.sample.clusters)
 
 
 def _mean_nulls(rows: _Rows, nulls: dict[str, FloatArray]) -> list[Figure]:
@@ -166,17 +172,12 @@ def _mean_nulls(rows: _Rows, nulls: dict[str, FloatArray]) -> list[Figure]:
 
 def _lead(rows: _Rows, null_BA: FloatArray | None, over: str) -> Figure:
     """The model's mean less that of the null on the same rows; None stands for chance, which gets 0."""
-    count, reach = len(rows.names), 1.0 if null_BA is None else 2.0
-    columns = rows.columns(rows.score_BA)
-    if null_BA is not None:
-        columns = np.column_stack([columns, null_BA])
+    reach = 1.0 if null_BA is None else 2.0
 
-    shared = [*range(1 + 2 * count)]
+    def gaps(weights_NB: FloatArray) -> FloatArray:
+        own = rows.means(rows.score_BA, weights_NB)
+        return own if null_BA is None else own - rows.means(null_BA, weights_NB)
 
-    def gap(drawn: FloatArray) -> float:
-        own = _average(drawn[:, [*shared, *range(1 + 2 * count, 1 + 3 * count)]], count)
-        null = [*shared, *range(1 + 3 * count, drawn.shape[1])]
-        return own if null_BA is None else own - _average(drawn[:, null], count)
-
-    figure = Figure(LEAD, gap(columns), n=len(columns), note=f"over {over}, on the same rows")
-    return bounded(figure, (-reach, reach), rows.sample.statistic_interval(columns, gap), rows.sample.clusters)
+    value = float(gaps(rows.once)[0])
+    figure = Figure(LEAD, value, n=len(rows.rating_BA), note=f"over {over}, on the same rows")
+    return bounded(figure, (-reach, reach), rows.sample.weights_interval(gaps), rows.sample.clusters)

@@ -1,8 +1,10 @@
 """Ratings: do predicted ratings order answers as the labels do, and how far off are they?"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
@@ -33,6 +35,9 @@ SPEARMAN, PEARSON, R2 = "Spearman correlation", "Pearson correlation", "R²"
 RMSE, CONSTANT_RMSE = "RMSE", "RMSE of a constant guess"
 
 _FEWEST = 3  # rows; two are always on one line
+_OfScores: TypeAlias = Callable[
+    [FloatArray, FloatArray, FloatArray], FloatArray
+]  # labels, scores, weights [N, B] → [N]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +53,10 @@ class _Rows:
     def examples(self) -> list[Example]:
         return [item.example for item in self.items]
 
-    def columns(self, *scores: FloatArray) -> FloatArray:
-        """(label, weight, score, ...), [B, 2 + scores]: what the statistics read."""
-        return np.stack([self.label, self.sample.weights, *scores], axis=1)
+    def value(self, statistic: metrics.OfWeights) -> float | None:
+        """A statistic of the rows as they are; None where it is undefined."""
+        found = float(statistic(self.sample.weights[None].astype(np.float64))[0])
+        return None if math.isnan(found) else found
 
 
 def check(items: Sequence[Labelled]) -> None:
@@ -119,27 +125,30 @@ def _correlations(rows: _Rows, nulls: dict[str, FloatArray]) -> tuple[Figure, tu
 
 def _figure(name: str, rows: _Rows, score: FloatArray, against: str = "") -> Figure:
     """A rank correlation, or a linear one for that name; 0, with a note and no interval, for a constant score."""
-    statistic = _correlation.pearson if name == PEARSON else _correlation.spearman
-    columns = rows.columns(score)
-    value = statistic(columns)
+    correlation = _correlation.pearsons if name == PEARSON else _correlation.spearmans
+    statistic = partial(correlation, rows.label, score)
+    value = rows.value(statistic)
     if value is None:
         return Figure(name, 0.0, n=score.size, note="undefined for a constant score: counted as 0", against=against)
     figure = Figure(name, value, n=score.size, against=against)
-    return bounded(figure, (-1.0, 1.0), rows.sample.statistic_interval(columns, statistic), rows.sample.clusters)
+    return bounded(figure, (-1.0, 1.0), rows.sample.weights_interval(statistic), rows.sample.clusters)
 
 
 def _lead(rows: _Rows, best: Figure, null: FloatArray | None) -> Figure:
     """Spearman of the model minus that of the null on the same rows; `null` is None for chance, which gets 0."""
-    columns = rows.columns(rows.reward) if null is None else rows.columns(rows.reward, null)
     reach = 1.0 if null is None else 2.0
-    figure = Figure(LEAD, _gap(columns), n=rows.label.size, note=f"over {best.name}, on the same rows")
-    return bounded(figure, (-reach, reach), rows.sample.statistic_interval(columns, _gap), rows.sample.clusters)
+
+    def gaps(weights_NB: FloatArray) -> FloatArray:
+        own = _known(_correlation.spearmans(rows.label, rows.reward, weights_NB))
+        return own if null is None else own - _known(_correlation.spearmans(rows.label, null, weights_NB))
+
+    figure = Figure(LEAD, rows.value(gaps) or 0.0, n=rows.label.size, note=f"over {best.name}, on the same rows")
+    return bounded(figure, (-reach, reach), rows.sample.weights_interval(gaps), rows.sample.clusters)
 
 
-def _gap(columns: FloatArray) -> float:
-    """Of rows (label, weight, reward) or (label, weight, reward, null); what is undefined counts as 0."""
-    own = _correlation.spearman(columns[:, :3]) or 0.0
-    return own if columns.shape[1] == 3 else own - (_correlation.spearman(columns[:, [0, 1, 3]]) or 0.0)
+def _known(values_N: FloatArray) -> FloatArray:
+    """What is undefined counts as 0."""
+    return np.nan_to_num(values_N, nan=0.0)
 
 
 # ---------------------------------------------------------------------------------------------- distance
@@ -148,39 +157,40 @@ def _gap(columns: FloatArray) -> float:
 def _errors(rows: _Rows) -> list[Figure]:
     size = rows.label.size
     constant = np.full(size, np.average(rows.label, weights=rows.sample.weights))
-    guess = _rmse(rows.columns(constant))
+    guess = rows.value(partial(_rmses, rows.label, constant))
     unit = "in the unit of the ratings; lower is better"
     return [
         _figure(PEARSON, rows, rows.reward),
-        _error(R2, _r2, rows, "1 is perfect; a constant guess gets 0"),
-        _error(RMSE, _rmse, rows, unit),
+        _error(R2, _r2s, rows, "1 is perfect; a constant guess gets 0"),
+        _error(RMSE, _rmses, rows, unit),
         Figure(
             CONSTANT_RMSE, guess or 0.0, n=size, note=f"{constant[0]:.4g}, the mean label, for every answer; {unit}"
         ),
     ]
 
 
-def _error(name: str, statistic: metrics.Statistic, rows: _Rows, note: str) -> Figure:
+def _error(name: str, errors: _OfScores, rows: _Rows, note: str) -> Figure:
     """A figure with its interval; none where no resample differs, for the bootstrap would claim certainty."""
-    columns = rows.columns(rows.reward)
-    ends = rows.sample.statistic_interval(columns, statistic)
+    statistic = partial(errors, rows.label, rows.reward)
+    ends = rows.sample.weights_interval(statistic)
     low, high = (None, None) if ends is None or math.isclose(*ends, abs_tol=1e-12) else ends
-    return Figure(name, statistic(columns) or 0.0, low, high, rows.label.size, note)
+    return Figure(name, rows.value(statistic) or 0.0, low, high, rows.label.size, note)
 
 
-def _rmse(columns: FloatArray) -> float | None:
-    """Of rows (label, weight, score): root of the mean squared distance; None where nothing weighs."""
-    label, weight, score = columns.T
-    return float(np.sqrt(np.average((score - label) ** 2, weights=weight))) if weight.any() else None
+def _rmses(label_B: FloatArray, score_B: FloatArray, weights_NB: FloatArray) -> FloatArray:
+    """Roots of the mean squared distances, [N]; NaN where nothing weighs."""
+    mass = weights_NB.sum(axis=1)
+    roots: FloatArray = np.sqrt(weights_NB @ (score_B - label_B) ** 2 / np.where(mass > 0, mass, np.nan))
+    return roots
 
 
-def _r2(columns: FloatArray) -> float | None:
-    """Of rows (label, weight, score): 1 minus squared distance over squared distance from the mean label, at most 1."""
-    label, weight, score = columns[columns[:, 1] > 0].T
-    if not label.size or np.ptp(label) == 0:
-        return None
-    total = weight @ (label - np.average(label, weights=weight)) ** 2
-    return float(1 - weight @ (score - label) ** 2 / total)
+def _r2s(label_B: FloatArray, score_B: FloatArray, weights_NB: FloatArray) -> FloatArray:
+    """1 minus squared distance over squared distance from the mean label, [N] at most 1; NaN for a constant label."""
+    known = np.where(_correlation.constant(label_B, weights_NB), np.nan, 1.0)
+    means = weights_NB @ label_B / np.where(weights_NB.any(axis=1), weights_NB.sum(axis=1), 1.0)
+    total = (weights_NB * (label_B - means[:, None]) ** 2).sum(axis=1)
+    shares: FloatArray = 1 - weights_NB @ (score_B - label_B) ** 2 / (total * known)
+    return shares
 
 
 def _mistakes(rows: _Rows) -> tuple[Mistake, ...]:
