@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo check test test-full bench peers clients faults fuzz results soak clean
+.PHONY: setup demo check test test-full bench peers clients ray faults fuzz results soak clean
 
 setup: .venv/ready
 
@@ -79,6 +79,9 @@ clients: .peers/clients/ready .peers/schema/ready .peers/trl/ready  ## packages 
 	$(PYTHON) -m venv .peers/schema
 	.peers/schema/bin/pip install --quiet --no-compile schemathesis==4.32.5
 	touch $@
+
+ray: setup  ## what scoring on a cluster needs, for `make test-full`
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[ray]'
 
 bench: setup peers
 	$(BIN)/python benchmarks/train_vs_trl.py --json

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+AGAIN = 0.25  # seconds that a refused caller waits
 PATIENCE = 120.0  # seconds after which a request counts as lost
 Values = Sequence[float]
 
@@ -147,13 +148,19 @@ def _same(values: Values, wanted: Values, tolerance: float) -> bool:
 
 
 async def closed(target: Target, work: Iterator[Asked], callers: int, seconds: float) -> Found:
-    """Callers that each ask as soon as they are answered, until the time or the work is over."""
+    """Callers that each ask as soon as they are answered, until the time or the work is over.
+
+    Who is refused waits a moment: callers that ask again at once would take the machine from those who are served.
+    """
     found, began = Found(), time.perf_counter()
 
     async def caller() -> None:
         connection = Connection(target, found)
         while (now := time.perf_counter()) - began < seconds and (asked := next(work, None)) is not None:
+            before = len(found.refusals)
             await one(connection, asked, target, found, now)
+            if len(found.refusals) > before:
+                await asyncio.sleep(AGAIN)
         connection.close()
 
     await asyncio.gather(*(caller() for _ in range(callers)))

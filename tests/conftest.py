@@ -13,7 +13,7 @@ from karat.cli import base
 
 torch.set_num_threads(1)
 # No test depends on how busy the machine is.
-settings.register_profile("karat", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("karat", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("karat")
 
 

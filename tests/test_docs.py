@@ -11,6 +11,7 @@ import pytest
 
 import toys
 from karat import arithmetic
+from karat.search.base import method, methods
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -42,6 +43,22 @@ def test_every_line_of_the_migration(folder, karat):
     for block in blocks("migrate-from-trl.md", "python"):
         with contextlib.redirect_stdout(io.StringIO()):
             exec(compile(block, "migrate-from-trl.md", "exec"), {})
+
+
+def test_every_option_of_every_method_is_listed_with_its_default():
+    page = (DOCS / "search.md").read_text()
+    for name in methods():
+        (row,) = re.findall(rf"^\| `{name}` \|.*$", page, re.M)
+        for word, field in method(name).options.model_fields.items():
+            default = field.default if not field.is_required() else "R"
+            told = (
+                json.dumps(default)
+                if isinstance(default, bool)
+                else f"{default:g}"
+                if isinstance(default, float)
+                else default
+            )
+            assert f"--{word.replace('_', '-')} {told}" in row, (name, word)
 
 
 def test_every_option_of_the_process_page_is_one(folder, karat):

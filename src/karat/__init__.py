@@ -36,7 +36,7 @@ def load(
     heads are float32 always. `deterministic` gives a text the same bits whatever is scored beside or before it, at a
     little less speed; without it they agree to about 1e-6 in float32. `options` are spec fields by name, as on the
     command line (`kind`, `pooling`, `max_length`, `over_length`, `layout`, …); they complete or override what the
-    checkpoint says.
+    checkpoint says. `spec` stands for those of a published model, by name (such as "math-shepherd"), or of a file.
 
     Raises:
         Refused: the folder holds no reward model, or one whose meaning cannot be decided; names what would settle it.

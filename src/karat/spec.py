@@ -230,6 +230,12 @@ class RewardSpec(_Part):
             raise BadInput(f"the options do not make a reward spec: {one_line(error)}") from None
 
 
+def option_names() -> set[str]:
+    """The flat names of what may be said of a spec: all but what is a checkpoint's own."""
+    own = {"golden", "tokenizer_sha256", "options", "render"}
+    return {*RewardSpec.model_fields, *Render.model_fields, *HEAD_NAMES} - own
+
+
 def one_line(error: ValidationError) -> str:
     """Pydantic's report as one sentence."""
     parts = []

@@ -8,6 +8,7 @@ import toys
 from karat.rewards import _offline, _speed_workloads
 
 
+@pytest.mark.full
 def test_a_table_for_people(karat, model_folder, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     code, out, err = karat("bench", model_folder, "--repeats", "1", "--max-length", "300")

@@ -99,6 +99,7 @@ def test_an_output_that_is_there_is_not_touched(karat, folder):
     assert code == 1 and "the folder to write" in err
 
 
+@pytest.mark.full
 def test_every_line_of_the_page(karat, folder):
     page = (Path(__file__).parents[2] / "docs" / "wrappers.md").read_text(encoding="utf-8")
     for seed in range(3):

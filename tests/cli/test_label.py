@@ -45,7 +45,7 @@ def test_label(karat, problems, tmp_path, method):
         (("--policy", "arithmetic:skill=2"), "from 0 to 1"),
         (("--policy", "http://127.0.0.1:9/v1"), "cannot be reached"),
         (("--policy", "no/such/folder"), "no folder"),
-        (("--temperature", "0"), "above 0"),
+        (("--temperature", "0"), "the arithmetic policy does not use it"),
         (("--output", "o.txt"), ".jsonl"),
     ],
 )
@@ -121,6 +121,7 @@ def test_stopped_and_run_again_it_is_the_same_file(tmp_path, method, monkeypatch
     assert stopped.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
+@pytest.mark.full
 def test_killed_and_run_again_it_is_the_same_file(tmp_path):
     data, plan = written(tmp_path / "p.jsonl", 64), Plan("adaptive", rollouts=16)
     output = tmp_path / "o.jsonl"

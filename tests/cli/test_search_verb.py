@@ -34,11 +34,18 @@ def test_a_search_and_its_replay(karat, data, tmp_path):
     assert "missing 6: only 3 answers to this prompt were recorded" in err
 
 
-def test_a_local_reward_model_takes_its_options(karat, data, tmp_path, model_folder):
+def test_a_local_reward_model_takes_its_options(karat, data, tmp_path, model_folder, monkeypatch):
     base = ("search", "weighted_best_of_n", data, "--policy", "arithmetic", "--reward", model_folder, "--n", 2)
     code, _, err = karat(*base, "--output", tmp_path / "o.jsonl")
     assert code == 1 and "--activation sigmoid" in err and "normalize" in err
-    code, said, _ = karat(*base, "--output", tmp_path / "o.jsonl", "--activation", "sigmoid", "--json")
+    code, _, err = karat(*base, "--output", tmp_path / "o.jsonl", "--activation", "sigmoid", "--aggregate", "last")
+    assert code == 1 and "no rewards of steps" in err and "leave aggregate out" in err
+    tournament = ("search", "tournament", *base[2:], "--output", tmp_path / "o.jsonl", "--worth", "borda")
+    code, _, err = karat(*tournament)
+    assert code == 1 and "worth is for models that compare two answers" in err
+    monkeypatch.setattr("karat.progress._EVERY", -1.0)
+    code, said, err = karat(*base, "--output", tmp_path / "o.jsonl", "--activation", "sigmoid", "--json")
+    assert "scored 8/8" in err and "searched 6/6" in err
     assert code == 0 and json.loads(said)["spent"]["reward_flops"] > 0
     code, _, err = karat(*base, "--output", tmp_path / "o.jsonl")
     assert code == 1 and "already there" in err
@@ -53,7 +60,14 @@ def test_a_local_reward_model_takes_its_options(karat, data, tmp_path, model_fol
         (("beam",), "--reward"),
         (("majority", "--budget", "0"), "budget"),
         (("majority", "--task", "none.yaml"), "cannot be read"),
-        (("majority", "--temperature", "0"), "temperature"),
+        (("majority", "--temperature", "0"), "--temperature is for an endpoint or a local policy, and the arithmetic"),
+        (("majority", "--batch-size", "9"), "--batch-size is for a local policy"),
+        (("majority", "--reward", "rm"), "leave --reward out"),
+        (("majority", "--max-length", "9"), "--max-length is for a reward model, and there is none"),
+        (("best_of_n", "--width", "2"), "no option --width of best_of_n; it is an option of beam, dvts, mcts"),
+        (("majority", "--zork", "2"), "no option --zork; --help says"),
+        (("beam", "--reward", "rm", "--normalize", "softmax"), "makes weights for choose='weighted'"),
+        (("adaptive", "--weigh", "count", "--normalize", "sigmoid"), "makes weights of rewards"),
     ],
 )
 def test_wrong_words(karat, data, tmp_path, words, said):

@@ -53,6 +53,7 @@ def test_selftrain(karat, files, model_folder):
     assert {**json.loads(out), "folder": ""} == {**told, "folder": ""}
 
 
+@pytest.mark.full
 def test_pairs_that_are_too_long_are_told(karat, files, model_folder):
     long = {"prompt": "q", "chosen": "a" * 300, "rejected": "b"}
     write(files / "u.jsonl", [*arithmetic.pair_rows(8, 7), long])

@@ -281,7 +281,9 @@ def test_bf16_where_it_is_slow_is_computed_in_float32(monkeypatch):
 
 
 @pytest.mark.skipif(_native.kernel() is None, reason="no C++ compiler")
-@pytest.mark.parametrize("name", ["Qwen3", "Gemma2", "GPT2"])
+@pytest.mark.parametrize(
+    "name", ["Qwen3", *(pytest.param(name, marks=pytest.mark.full) for name in ("Gemma2", "GPT2"))]
+)
 def test_the_same_bits_in_any_company(name):
     differing_bits(name, 25)
 

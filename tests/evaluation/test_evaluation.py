@@ -199,7 +199,7 @@ def test_unscored_rows_are_counted_and_change_no_figure():
     assert result.figures == without.figures and result.nulls == without.nulls
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=1, max_size=12), st.integers(-50, 50))
 def test_a_shift_of_all_rewards_changes_no_comparison(rows, shift):
     items = [pair(str(i), f"c {a}", f"r {b}") for i, (a, b) in enumerate(rows)]

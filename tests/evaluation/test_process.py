@@ -261,7 +261,7 @@ row = st.tuples(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(row, min_size=1, max_size=8), st.sets(st.sampled_from("abc"), max_size=2))
 def test_no_figure_is_ever_nan(rows, lost):
     items = [

@@ -9,8 +9,8 @@ from test_process import answer, constant, labelled, losing, perfect, process, r
 
 from karat import metrics
 from karat.evaluation._files import evaluate_files
-from karat.evaluation._report import Report, html
-from karat.evaluation.base import LEAD, beats_null, choose, find
+from karat.evaluation._report import Report, html, verdict
+from karat.evaluation.base import LEAD, beats_null, choose, find, summary
 from karat.types import BadInput, Example, Pair, Reward, Stepped
 
 # ------------------------------------------------------------------------------------------ subsets
@@ -116,9 +116,10 @@ def test_items_pick_the_general_evaluation_and_a_name_a_benchmark():
     assert choose(PLANTED, "probability") is find("process")
     assert choose(PLANTED, "probability", "prmbench") is find("prmbench")
     pairs = [Pair(Example.of_steps("q", ["a"]), Example.of_steps("q", ["b"]))]
-    with pytest.raises(BadInput, match="evaluation processbench does not take Pair items"):
+    with pytest.raises(BadInput, match="processbench needs answers in steps, and these are pairs; leave") as caught:
         choose(pairs, "logit", "processbench")
-    with pytest.raises(BadInput, match="no evaluation takes Stepped items with output='rating'"):
+    assert "use one of hhh, judgebench, llmbar" in str(caught.value) and "mistake" not in str(caught.value)
+    with pytest.raises(BadInput, match="no evaluation takes answers in steps with rewards that are ratings"):
         choose(PLANTED, "rating")
 
 
@@ -193,3 +194,12 @@ def test_a_perfect_scorer_gets_1_on_processbench(real):
     for name in ("F1", "F1 [gsm8k]", "F1 [math]", "F1, plain mean over subsets", "step AUC", "solution AUC"):
         assert result.figure(name).value == 1.0
     assert result.figure("F1, threshold tuned on gsm8k").value == 1.0 and beats_null(result) is True
+
+
+@pytest.mark.parametrize(("first", "word"), [(0, "each"), (-1, "none")])
+def test_a_headline_that_is_not_f1_says_why(first, word):
+    items = [answer(f"q{i}", labelled(first, 2), [0.4, 0.7], first_error=first) for i in range(4)]
+    found = process(reader, items, name="processbench")
+    assert not found.headline.startswith("F1") and f"{word} of the 4 solutions has a wrong step" in verdict(found)
+    assert summary(found)["notes"][0] == found.instead and found.headline in found.instead
+    assert process(reader, perfect()).instead == ""

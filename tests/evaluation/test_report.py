@@ -6,9 +6,10 @@ from html.parser import HTMLParser
 import pytest
 from test_evaluation import PAIRS, by_table, constant, number, outcomes, pair, ranking
 
+from karat.evaluation._heat import heats
 from karat.evaluation._report import DataNote, Report, html, picture, verdict, write
 from karat.evaluation.base import evaluate
-from karat.types import Pair
+from karat.types import Example, Pair, Reward, Stepped, Unscored
 
 EVIL = "</script><img src=x onerror=alert(1)><!-- {{ 7*7 }} \u2028 'quoted\" "
 
@@ -113,3 +114,44 @@ def test_the_verdict_says_so_if_the_null_is_not_beaten():
     assert "it beats its null" in verdict(evaluate(number, items + [pair(f"z{i}", "a 1", "bbb 0") for i in range(30)]))
     assert "does worse than its null" in verdict(evaluate(number, backwards))
     assert "does not beat its null" in verdict(evaluate(number, items[2:]))
+
+
+def solution(steps, labels, first=None):
+    context = {} if first is None else {"first_error": first}
+    return Stepped((Example.of_steps(f"q {EVIL}", steps, context),), (labels,), origin=f"s.jsonl {EVIL}")
+
+
+def test_steps_are_coloured_by_their_rewards_and_the_first_drop_is_marked():
+    """The second solution's drop comes too early, so it is shown first; what has no reward is not shown."""
+    items = [
+        solution([f"right {EVIL}", "slip", "more"], (1.0, 0.0, None), 1),
+        solution(["fine", "fine too"], (1.0, 1.0), -1),
+        solution(["lost", "gone"], (1.0, 0.0), 1),
+    ]
+    given = iter([Reward(0.2, steps=(0.9, 0.2, 0.4)), Reward(0.3, steps=(0.5, 1.0)), Unscored("no")])
+    result = evaluate(lambda examples: [next(given) for _ in examples], items, output="probability")
+    missed, found = heats(result)
+    assert (
+        missed.says == "first drop at step 1; no step is wrong"
+        and found.says == "first drop at step 2; first wrong step 2"
+    )
+    assert [shade.strength for shade in (*missed.shades, *found.shades)] == [0, 55, 44, 33, 11]
+    assert [shade.drop for shade in (*missed.shades, *found.shades)] == [True, False, False, True, False]
+    assert [shade.label for shade in found.shades] == ["labelled right", "labelled wrong", ""]
+    assert [shade.right for shade in found.shades] == [True, False, False]
+    parsed = Page(html(Report(title="t", results=[result])))
+    shown = "".join(parsed.shown)
+    assert (
+        "img" not in parsed.tags
+        and parsed.handlers == []
+        and f"right {EVIL}" in shown
+        and shown.count("first drop ·") == 2
+    )
+
+
+def test_logits_have_their_colour_by_probability_and_pairs_have_none():
+    items = [solution(["a", "b"], (1, -1)), solution(["a", "b"], (1, 1))]
+    rewards = iter([Reward(-3.0, steps=(3.0, -3.0)), Reward(0.0, steps=(50.0, 0.0))])
+    both = heats(evaluate(lambda examples: [next(rewards) for _ in examples], items))
+    assert [[shade.strength for shade in heat.shades] for heat in both] == [[55, 0], [50, 50]]
+    assert heats(evil_result()) == []

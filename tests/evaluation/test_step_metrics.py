@@ -30,7 +30,7 @@ def test_a_step_at_the_threshold_is_flagged():
 solution = st.tuples(st.lists(st.integers(0, 4), min_size=1, max_size=4), st.integers(-1, 3), st.integers(0, 2))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(solution, min_size=1, max_size=8))
 def test_the_best_threshold_is_the_best_of_all(rows):
     steps = [row[0] for row in rows]

@@ -111,7 +111,7 @@ def test_a_hub_id_that_cannot_be_had(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     assert refused("owner/name") == (
         "owner/name is no file and cannot be had from the hub (Couldn't reach 'owner/name' on the Hub (offline));"
-        " check the path, the connection, or the split in OWNER/NAME:SPLIT"
+        " check the path, the connection, or the split in OWNER/NAME:SPLIT or OWNER/NAME:CONFIG:SPLIT"
     )
     assert refused("owner/name.jsonl").startswith("there is no file owner/name.jsonl")
 
@@ -119,14 +119,15 @@ def test_a_hub_id_that_cannot_be_had(monkeypatch):
 def test_a_hub_id_names_its_split(monkeypatch):
     asked = []
 
-    def load_dataset(name, split):
-        asked.append((name, split))
+    def load_dataset(name, *config, split):
+        asked.append((name, *config, split))
         return [ROW, ROW]
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     assert base.load("owner/name").items[0].response == "é"
     assert len(base.load("owner/name:test[:1]").items) == 1
-    assert asked == [("owner/name", "train"), ("owner/name", "test")]
+    assert base.load("owner/name:main:test").items
+    assert asked == [("owner/name", "train"), ("owner/name", "test"), ("owner/name", "main", "test")]
 
 
 CHOSEN = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "a"}]

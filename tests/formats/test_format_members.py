@@ -160,7 +160,7 @@ def test_ambiguous_columns_are_refused():
         base.detect(EXAMPLE | {"chosen": "a", "rejected": "b", "label": 1}, "f.jsonl")
 
 
-def test_unknown_columns_name_what_is_expected_nearest_first():
+def test_unknown_columns_name_the_nearest_format_and_where_all_are_listed():
     with pytest.raises(BadInput) as caught:
         base.detect({"promt": "Q", "chosn": "a", "rejeted": "b"}, "f.jsonl")
     text = str(caught.value)
@@ -168,8 +168,19 @@ def test_unknown_columns_name_what_is_expected_nearest_first():
         "f.jsonl has the columns promt, chosn, rejeted, which fit no format;"
         " rename promt to prompt, chosn to chosen, rejeted to rejected, or all to those of "
     )
-    assert all(f"{name} ({base.get(name).COLUMNS})" in text for name in base.names())
-    assert min(text.index("preference ("), text.index("hh (")) < text.index("kwise (") < text.index("model_solutions (")
+    near = [name for name in base.names() if f"{name} ({base.get(name).COLUMNS})" in text]
+    assert len(near) == 1 and near[0] in ("preference", "hh") and "karat formats" in text
+    with pytest.raises(BadInput, match=r"no format 'zork' \(karat formats lists them\)"):
+        base.get("zork")
+    with pytest.raises(BadInput, match="did you mean 'stepwise'"):
+        base.get("stepwize")
+
+
+def test_a_wrong_format_names_the_one_that_fits(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "Q", "chosen": "a", "rejected": "b"}\n')
+    with pytest.raises(BadInput, match="its columns are those of preference"):
+        base.load(path, "stepwise")
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ ITEMS = {
 
 def settings_of(count):
     noise = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much]
-    return settings(max_examples=count, deadline=None, suppress_health_check=noise)
+    return settings(max_examples=count, suppress_health_check=noise)
 
 
 @pytest.mark.parametrize("name", ITEMS)

@@ -78,7 +78,7 @@ def test_the_kinds_of_a_step_reward():
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_delta_does_not_pay_for_more_steps_and_min_finds_the_least(scores):
     assert sum(rl.step_rewards(scores, "delta")) == pytest.approx(scores[-1])
     assert sum(rl.step_rewards(scores, "min", temperature=1e-4)) == pytest.approx(min(scores), abs=1e-3)
@@ -119,7 +119,7 @@ def test_the_slot_behind_the_end_gives_other_advantages(array):
 
 
 @given(st.integers(0, 2**20), st.lists(st.integers(0, 3), min_size=6, max_size=6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_advantages_do_not_depend_on_where_pads_lie(seed, holes):
     """Pads before, between and behind, with junk in them, even what is no number."""
     chance = np.random.default_rng(seed)
@@ -243,7 +243,7 @@ def tokenizers(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["bytes", "bpe", "unigram"])
 @given(lines=st.lists(st.text("ab1+= é∑🙂.", min_size=1, max_size=8), min_size=1, max_size=4), cut=st.integers(0, 6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_step_lands_once_and_at_its_last_character(tokenizers, name, lines, cut):
     encode, decode = tokenizers[name]
     ids = encode("\n".join(lines))
@@ -389,7 +389,7 @@ def test_clipping(array):
 
 
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=20), st.integers(0, 20))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_running_figures_do_not_depend_on_batches(rewards, cut):
     parts = rl.Running().updated(np.array(rewards[:cut])).updated(np.array([*rewards[cut:], math.nan]))
     assert parts.count == len(rewards) and parts.mean == pytest.approx(np.mean(rewards), abs=1e-9)

@@ -7,7 +7,8 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from karat import metrics
-from karat.rewards._calibration import METHODS, Isotonic, Length, Platt, Rows, Temperature, changes
+from karat.rewards._calibration import METHODS, Isotonic, Length, Platt, Rows, Temperature
+from karat.rewards._calibration_figures import changes, verdict
 from karat.types import BadInput
 
 
@@ -185,7 +186,9 @@ BIASES = {
 }
 
 
-@pytest.mark.parametrize("name", BIASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("log", "up and down") else pytest.mark.full) for name in BIASES]
+)
 def test_a_planted_length_bias_is_removed(name):
     how = Length.fit(biased(8000, BIASES[name], 0))
     fresh = biased(12_000, BIASES[name], 1)
@@ -226,3 +229,27 @@ def test_a_few_pairs_get_a_straight_line_and_equal_lengths_none():
     rows = pairs_of([1.0, 2.0], [1.0, 1.0], lengths=np.full((2, 2), 7.0))
     with pytest.raises(BadInput, match="equally long"):
         Length.fit(rows)
+
+
+def test_the_verdict_says_what_got_worse():
+    rows = pairs_of(*preferences(400))
+    for temperature, word in ((0.2, "worse"), (1.0, "no clear change")):
+        how = Temperature(temperature=temperature)
+        found = verdict(how, rows, "logit", 0, changes(how, rows, "logit", 0))
+        assert found.word == word and found.interval.low <= found.by <= found.interval.high
+        before, after = found.change.before, found.change.after
+        assert found.by == pytest.approx(after - before) and f"from {before:.4f} to {after:.4f}" in str(found)
+        assert ("leave the model as it was" in str(found)) and (word == "worse") == (found.by > 0)
+    large = pairs_of(*preferences(400, 5.0))
+    how = Temperature(temperature=5.0)
+    assert str(verdict(how, large, "logit", 0, changes(how, large, "logit", 0))).startswith("better: negative log")
+
+
+def test_the_verdict_on_length_is_how_far_the_correlation_is_from_none():
+    rng = np.random.default_rng(0)
+    lead, label = preferences(300)
+    lengths = np.exp(rng.normal(5, 1, (300, 2)))
+    rows = pairs_of(lead + np.log(lengths[:, 0] / lengths[:, 1]), label, lengths=lengths)
+    how = Length.fit(rows)
+    found = verdict(how, rows, "logit", 0, changes(how, rows, "logit", 0))
+    assert found.word == "better" and found.by == pytest.approx(abs(found.change.after) - abs(found.change.before))

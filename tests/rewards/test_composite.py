@@ -46,6 +46,22 @@ def test_a_product_of_check_and_model(home, tmp_path):
     assert [("no_answer" in r.flags) for r in found] == [False, False, False, True, True]
 
 
+def test_steps_of_process_models_alone_are_combined_step_by_step(tmp_path):
+    """A check or a gate judges the whole answer, so steps have no reward there, which is refused in words."""
+    paths = [str(toys.save(tmp_path / f"prm{seed}", toys.step_model(seed=seed))) for seed in (0, 1)]
+    models = {path: karat.load(path, kind="process") for path in paths}
+    steps, spec = ["2+2 is", "4"], composite.make(models, tmp_path / "c", Rule("product"), {"kind": "process"})
+    found = composite.Composite(spec, list(models.values())).score_steps("2+2?", steps)
+    first, second = (model.score_steps("2+2?", steps) for model in models.values())
+    assert found.steps == pytest.approx([a * b for a, b in zip(first.steps, second.steps, strict=True)], abs=1e-6)
+    assert found.value == pytest.approx(first.value * second.value, abs=1e-6)
+    assert not composite.loses_steps(spec, list(models.values()))
+    checked = spec.model_copy(update={"check": composite.Check(key="answer")})
+    assert composite.loses_steps(checked, list(models.values()))
+    with pytest.raises(Refused, match="one reward for a whole answer; use score, or combine process models alone"):
+        composite.Composite(checked, list(models.values())).score_steps("2+2?", steps)
+
+
 def test_a_weighted_sum(home, tmp_path):
     model, (a, b) = made(home, tmp_path, "ab", Rule("sum", "answer", {"a": 0.5, "check": 3.0}))
     wanted = [0.5 * x + y + 3 * c for x, y, c in zip(a, b, RIGHT, strict=True)]
@@ -101,6 +117,8 @@ def test_what_is_no_reference_gives_no_reward(reference):
     ("paths", "rule", "said"),
     [
         ([], Rule("sum"), "a model or a check"),
+        (["a"], Rule("sum"), "one model by itself is no composite"),
+        (["a"], Rule("product"), "one model by itself is no composite"),
         (["a"], Rule("som", "answer"), "did you mean 'sum'"),
         (["a", "a"], Rule("sum"), "given twice"),
         (["a"], Rule("sum", "answer", {"d": 1.0}), "no part called 'd'"),

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
 
@@ -157,6 +157,7 @@ def test_units_carry_over(seed, scale, shift):
 small = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=3, max_size=9)
 
 
+@settings(max_examples=20)
 @given(small.filter(lambda rows: len({v for _, v in rows}) > 1))
 def test_ties_against_every_lambda_at_which_something_changes(rows):
     """The order changes at (r_a - r_b) / (v_a - v_b) only, so that these and a point between each two are enough."""

@@ -20,7 +20,7 @@ from karat.rewards._local import LocalModel, golden_values
 from karat.spec import RewardSpec
 from karat.types import BadInput, Example, KaratError, Message, Refused
 
-H, A = 32, 3
+H, A = toys.SIZES["hidden_size"], 3
 TALK = [("user", "2+2?"), ("assistant", "5"), ("user", "No?")]
 PROMPTS = [[("user", "2+2?")], TALK]
 ANSWERS = ["four", "It is 4, since 2+2=4.", "[INST] </s> <|im_end|> x", "a\n\nb <extra_0>"]
@@ -140,6 +140,15 @@ def gate_shapes(linear, norms, width, outputs):
     return found
 
 
+def armo(t, h, j):
+    x = h[j]
+    for n in range(4):
+        x = t[f"gating.layers.{n}.weight"] @ x + t[f"gating.layers.{n}.bias"]
+        x = torch.relu(x) if n < 3 else x
+    g = t["gating.logit_scale"] * torch.softmax(x / 10, 0)
+    return g @ ((t["regression_layer.weight"] @ h[-1]) @ t["reward_transform_matrix"])
+
+
 def urm(t, h, j):
     x = h[-1]
     for n in (0, 2, 4):
@@ -170,7 +179,7 @@ def internlm(tensors):
         if "q_proj" in name:
             k, v = (tensors[name.replace("q_proj", other)] for other in ("k_proj", "v_proj"))
             groups = 2
-            parts = [x.reshape(groups, -1, 8, H) for x in (tensor, k, v)]
+            parts = [x.reshape(groups, -1, toys.SIZES["head_dim"], H) for x in (tensor, k, v)]
             packed = torch.cat(parts, 1).reshape(-1, H)
             found[name.replace("self_attn.q_proj", "attention.wqkv")] = packed
         elif "k_proj" not in name and "v_proj" not in name:
@@ -188,29 +197,55 @@ BEAVER = {"score_type": "reward", "do_normalize": True, "mean": [9.0], "var": [9
 STATS = {"normalizer.mean": torch.tensor([1.5]), "normalizer.var": torch.tensor([4.0])}
 STATS |= {"normalizer.count": torch.tensor([7])}
 INTERN = {"model_type": "internlm2", "architectures": ["InternLM2ForRewardModel"], "bias": False}
+REWARD_MODEL = {"architectures": ["RewardModel"], "mean": 1.5, "std": 2.0}
+OASST = {"model_type": "gpt_neox_reward_model", "architectures": ["GPTNeoXRewardModel"]}
+CAUSAL = {"architectures": ["LlamaForCausalLM"]}
 CASES = {
     "A1": Case({"score.weight": (1, H)}, last("score"), {"architectures": ["LlamaForSequenceClassification"]}),
-    "A1, id2label of one": Case({"score.weight": (1, H)}, last("score"), {"id2label": {"0": "LABEL_0"}}),
-    "A1, Qwen2": Case({"score.weight": (1, H)}, last("score"), architecture="qwen2"),
+    "A1, id2label of one": Case(
+        {"score.weight": (1, H)},
+        last("score"),
+        {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "LABEL_0"}},
+    ),
+    "A1, Qwen2": Case(
+        {"score.weight": (1, H)},
+        last("score"),
+        {"architectures": ["Qwen2ForSequenceClassification"]},
+        architecture="qwen2",
+    ),
     "A3, value_head": Case(
         {"value_head.weight": (1, H)},
         last("value_head"),
-        {"value_head_prefix": "value_head", "mean": 1.5, "std": 2.0, "normalize_reward": False},
+        {**REWARD_MODEL, "value_head_prefix": "value_head", "normalize_reward": False},
         openrlhf,
     ),
     "A3, normalised": Case(
         {"score.weight": (1, H)},
         lambda t, h, j: (last("score")(t, h, j) - 1.5) / 2,
-        {"value_head_prefix": "score", "mean": 1.5, "std": 2.0, "normalize_reward": True},
+        {**REWARD_MODEL, "value_head_prefix": "score", "normalize_reward": True},
         openrlhf,
     ),
-    "A4": Case(SUMMARY, last("v_head.summary", True), {"architectures": ["LlamaForCausalLM"]}),
-    "A4, wrapped": Case(SUMMARY, last("v_head.summary", True), prefix="pretrained_model.model."),
-    "A4b": Case(SUMMARY, last("v_head.summary", True), split=True),
+    "A4": Case(SUMMARY, last("v_head.summary", True), CAUSAL),
+    "A4, wrapped": Case(SUMMARY, last("v_head.summary", True), CAUSAL, prefix="pretrained_model.model."),
+    "A4b": Case(SUMMARY, last("v_head.summary", True), CAUSAL, split=True),
     "A4c": Case(wb("value_head", 1), last("value_head", True)),
-    "A4d": Case({"classification_head.weight": (1, H)}, last("classification_head")),
-    "A5": Case(wb("v_head.summary.0", 8) | wb("v_head.summary.2", 8, 8) | wb("v_head.summary.4", 1, 8), grm),
-    "UltraRM": Case({"regression_head.weight": (1, H)}, last("regression_head"), text=human, chat=False),
+    "A4d": Case(
+        {"classification_head.weight": (1, H)},
+        last("classification_head"),
+        {"architectures": ["LlamaForClassification"], "classification_out_size": 1},
+    ),
+    "A5": Case(
+        wb("v_head.summary.0", 8) | wb("v_head.summary.2", 8, 8) | wb("v_head.summary.4", 1, 8),
+        grm,
+        {**CAUSAL, "vhead_layer_type": "mlp", "vhead_num_neurons": 8, "vhead_num_layers": 2},
+    ),
+    "UltraRM": Case(
+        {"regression_head.weight": (1, H)},
+        last("regression_head"),
+        {"architectures": ["LlamaRewardModel"]},
+        human,
+        chat=False,
+    ),
     "Eurus": Case(
         {"regression_head.weight": (1, H)},
         last("regression_head"),
@@ -229,12 +264,21 @@ CASES = {
         special=STATS,
     ),
     "Beaver, config alone": Case(wb("score_head", 1), normal((9, 3)), BEAVER, beaver, chat=False),
-    "Starling": Case(V_HEAD, last("v_head"), prefix="transformer."),
-    "Athene": Case(V_HEAD, last("v_head"), tokens=("<cls>",), cls="<cls>", append="<cls>"),
+    "Starling": Case(
+        V_HEAD, last("v_head"), {"architectures": ["LlamaForSequenceClassification"]}, prefix="transformer."
+    ),
+    "Athene": Case(
+        V_HEAD,
+        last("v_head"),
+        {"architectures": ["CustomAutoModelForSequenceClassification"]},
+        tokens=("<cls>",),
+        cls="<cls>",
+        append="<cls>",
+    ),
     "OASST": Case(
         wb("out_proj", 1),
         last("out_proj", True),
-        {"model_type": "gpt_neox_reward_model", "pooling": "last"},
+        {**OASST, "pooling": "last"},
         oasst,
         prefix="gpt_neox.",
         architecture="gpt_neox",
@@ -244,7 +288,7 @@ CASES = {
     "OASST, mean": Case(
         wb("out_proj", 1),
         lambda t, h, j: t["out_proj.weight"] @ h.mean(0) + t["out_proj.bias"],
-        {"model_type": "gpt_neox_reward_model", "pooling": "mean"},
+        {**OASST, "pooling": "mean"},
         oasst,
         prefix="gpt_neox.",
         architecture="gpt_neox",
@@ -269,6 +313,25 @@ CASES = {
             "auto_map": {"AutoModel": "modeling_qwen2_rm.Qwen2ForRewardModel"},
         },
         architecture="qwen2",
+    ),
+    "ArmoRM": Case(
+        {
+            "regression_layer.weight": (A, H),
+            "reward_transform_matrix": (A, A),
+            "gating.logit_scale": (1,),
+            **wb("gating.layers.0", 8),
+            **wb("gating.layers.1", 8, 8),
+            **wb("gating.layers.2", 8, 8),
+            **wb("gating.layers.3", A, 8),
+        },
+        armo,
+        {
+            "architectures": ["LlamaForRewardModelWithGating"],
+            "num_objectives": A,
+            "gating_temperature": 10,
+            "gating_n_hidden": 3,
+            "gating_hidden_dim": 8,
+        },
     ),
     "QRM, Llama": Case(
         {"regression_layer.weight": (A * 4, H), "reward_transform_matrix": (A, A)}
@@ -455,30 +518,3 @@ def test_training_goes_on_from_a_published_head(name, tmp_path):
     checkpoint.save(parts, tmp_path / "out", golden_values)
     again = [r.value for r in karat.load(str(tmp_path / "out")).score("2+2?", ANSWERS[:2])]
     assert again == pytest.approx(wanted, rel=1e-6)
-
-
-# Beside transformers' own way
-
-
-def by_transformers(folder, ids, wanted):
-    """What its class for sequences gives without an option: right, refused, or silently another number."""
-    from transformers import AutoModelForSequenceClassification
-
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=False).eval()
-        with torch.no_grad():
-            found = model(input_ids=torch.tensor([ids])).logits[0, 0]
-    except Exception:  # whatever it raises, nobody is misled
-        return "refused"
-    return "right" if float(found) == pytest.approx(wanted, abs=1e-3) else "silently wrong"
-
-
-def test_negative_control_generic_loaders_give_other_numbers_without_a_word(tmp_path):
-    """The figures of docs/families.md: of these folders, karat reads every one."""
-    counts = {"right": 0, "refused": 0, "silently wrong": 0}
-    for number, case in enumerate(CASES.values()):
-        written = write(tmp_path / str(number), case)
-        ids, wanted = expected(case, written, [*PROMPTS[0], ("assistant", "four")])
-        counts[by_transformers(tmp_path / str(number), ids, wanted)] += 1
-    assert sum(counts.values()) == len(CASES)
-    assert counts["silently wrong"] >= 15 and counts["right"] <= 5, counts

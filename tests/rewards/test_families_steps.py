@@ -128,7 +128,8 @@ QUESTIONS = {
     ),
     "two classes without a mark": (TWO, [], {}, "no <extra_0>", {"step_token": "\n", "layout": "concat"}),
     "several outputs": ({"score.weight": (2, H)}, [], {}, "has 2 outputs", {"output": 1}),
-    "ODIN": ({"score.weight": (2, H)}, [], {}, "kind='odin'", {"kind": "odin"}),
+    "ODIN": ({"score.weight": (2, H)}, [], {}, "spec='odin'", {"spec": "odin"}),
+    "ODIN, of its kind": ({"score.weight": (2, H)}, [], {}, "spec='odin'", {"kind": "multi_objective"}),
     "MLP of several outputs": (
         {**TWO, "score.2.weight": (5, H), "score.2.bias": (5,)},
         [],
@@ -160,6 +161,16 @@ def test_what_files_leave_open_is_asked_and_the_answer_loads(name, tmp_path):
     model = karat.load(str(tmp_path / "m"), **options)
     if not model.compares and model.spec.head.type != "hidden":
         assert isinstance(model.score("2+2?", ["4"])[0], Reward)
+
+
+def test_odin_by_its_kind_alone_is_still_asked(tmp_path):
+    """Published ones hold length first and quality second, karat's the other way round."""
+    publish(tmp_path / "m", {"score.weight": (2, H)})
+    with pytest.raises(Refused, match="spec='odin' where they are length and quality"):
+        karat.load(str(tmp_path / "m"), kind="odin")
+    model = karat.load(str(tmp_path / "m"), spec="odin")
+    (found,) = model.score("2+2?", ["4"])
+    assert found.value == found.objectives["quality"] != found.objectives["length"]
 
 
 BROKEN = {

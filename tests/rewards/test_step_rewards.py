@@ -114,7 +114,7 @@ def softmax(*weights):
     return lambda z: torch.softmax(z, -1) @ torch.tensor(weights, dtype=z.dtype)
 
 
-H = 32
+H = toys.SIZES["hidden_size"]
 QUESTION = "Question:\n{{ messages[0].content }}\nAnswer:"  # Jinja drops a template's last line end
 ENDS = {"step_token": "", "template": QUESTION, "prompt_end": "\n", "outputs": 3}
 LAYOUTS = {

@@ -179,6 +179,7 @@ def test_the_verb(tmp_path, karat):
     assert code == 0 and "samples each" in out and "pass@n" in out and "lead of best-of-n over majority vote" in out, (
         err
     )
+    assert sum(line.strip()[:1].isdigit() for line in out.splitlines()) == 4 + 2 + 2, "a row is one line of 80 columns"
     code, out, _ = karat("search", "plan", path, "--difference", "0.05", "--against", "random", "--json")
     assert code == 0 and json.loads(out)["against"] == "random"
     code, out, _ = karat("search", "plan", "--difference", "0.05", "--disagree", "0.2")

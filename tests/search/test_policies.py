@@ -334,3 +334,8 @@ def test_labels_from_an_endpoint_that_fails_now_and_then(tmp_path):
     missing = found["missing"]["the endpoint answers 400 (unlucky)"]
     made = item.branches[0].context["labelling"]
     assert refused and 0 < missing == 40 - sum(made["rollouts"]) and found["tokens"] == 3 * sum(made["rollouts"])
+
+
+def test_an_address_without_http_is_told_from_a_folder():
+    with pytest.raises(BadInput, match="for an endpoint write http://localhost:8000/v1"):
+        open_policy("localhost:8000/v1", Sampling())

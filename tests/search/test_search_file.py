@@ -108,10 +108,32 @@ def test_no_right_answer_anywhere_and_none_known():
 
 
 def test_columns_are_checked(tmp_path):
-    for row, word in (({"question": "q"}, "prompt"), ({"prompt": "q", "response": "r"}, "response")):
+    taken = {"prompt": "q", "response": "r"}
+    for row, word in (({"questoin": "q"}, "rename questoin to question"), (taken, "response")):
         formats.write_rows([row], str(tmp_path / "p.jsonl"))
         with pytest.raises(BadInput, match=word):
             _file.read_rows(str(tmp_path / "p.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["problem", "question"])
+def test_other_names_of_the_prompt(name):
+    (row,) = search("majority", [{name: "q", "answer": "1"}], Tree(pool("Answer: 1")), n=1)
+    assert row["correct"] and row[name] == "q" and row["prompt"] == [{"role": "user", "content": "q"}]
+    (both,) = search("majority", [{"problem": "q", "question": "q"}], Tree(pool("Answer: 1")), n=1)
+    assert "keep the one that is meant" in both["unsolved"] and "prompt" not in both
+
+
+def test_a_row_of_truthfulqa_is_a_choice_of_letters():
+    """The true answer is first in every row of the file, so a policy that takes the first letter must not be right."""
+    rows = [{"question": f"q{i}?", "mc1_targets": {"yes": 1, "no": 0, "perhaps": 0, "never": 0}} for i in range(40)]
+    found = search("majority", rows, Tree(pool("Answer: A")), n=1)
+    right = [row["correct"] for row in found]
+    assert 3 <= sum(right) <= 20
+    for row, first in zip(found, right, strict=True):
+        (message,) = row["prompt"]
+        assert ("A. yes\n" in message["content"]) == first and message["content"].startswith(row["question"])
+    (bad,) = search("majority", [{"question": "q", "mc1_targets": {"a": 1, "b": 1}}], Tree(pool("A")), n=1)
+    assert "one true answer" in bad["unsolved"]
 
 
 def test_parquet(data, tmp_path):

@@ -69,7 +69,7 @@ def _served(stage, *options, port=0, **more):
 
     url = f"http://127.0.0.1:{port}"
     try:
-        servers.until(lambda: _alive(url), 20.0)
+        servers.until(lambda: _alive(url), 50.0)
         yield url, pid, ended
     finally:
         if not codes:

@@ -53,6 +53,7 @@ def _run(url, examples, seed):
         report = Path(folder) / "report.json"
         command = [TOOL, "run", f"{url}/openapi.json", "--phases", "examples,coverage,fuzzing", "-n", str(examples)]
         command += ["--checks", ",".join(CHECKS), "--seed", str(seed), "--continue-on-failure", "--no-shrink"]
+        command += ["--request-timeout", "60"]  # the machine may be busy
         command += ["--report", "json", "--report-json-path", str(report), "--suppress-health-check", "all"]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=folder)
         assert report.exists(), done.stdout[-2000:] + done.stderr[-2000:]

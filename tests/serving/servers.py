@@ -14,7 +14,7 @@ import time
 import httpx
 import uvicorn
 
-from karat.serving import _run
+from karat.serving import _checks, _run
 from karat.serving._app import App, Settings
 from karat.serving._pipeline import Pipeline
 
@@ -60,7 +60,7 @@ class Local:
 def threaded(model, settings=None):
     """A server on a socket, in a thread of the tests' own process: its URL."""
     app = App({"toy": Pipeline(model)}, settings)
-    listening = _run.listen("127.0.0.1", 0)
+    listening = _checks.listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, http=_run.Guarded, ws="none", log_level="error", lifespan="on"))
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()

@@ -49,11 +49,12 @@ def chatty(folder):
     made.close()
 
 
-def golden(folder, turns, count):
-    """Golden values: transformers' own greedy answer to its own rendering."""
+def golden(folder, turns, count, begun=""):
+    """Golden values: transformers' own greedy answer to its own rendering, or how it goes on with a beginning."""
     tokenizer = toys.byte_tokenizer()
     language = AutoModelForCausalLM.from_pretrained(folder)
-    ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False) + begun
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
     found = language.generate(ids, generation_config=GenerationConfig(max_new_tokens=count, do_sample=False))
     return len(ids[0]), tokenizer.decode(found[0, len(ids[0]) :], skip_special_tokens=True)
 
@@ -96,7 +97,18 @@ def test_an_answer_ends_before_a_stop(chatty, folder):
         reply = chatty.ask(PATH, {**GREEDY, "stop": ["never there", stop], **more})
         text = text_of(events(reply)) if more else reply.json()["choices"][0]["message"]["content"]
         assert text == wanted[: wanted.index(stop)]
+    for word in ("include_stop_str_in_output", "no_stop_trim"):
+        kept = chatty.ask(PATH, {**GREEDY, "stop": ["never there", stop], word: True}).json()
+        assert kept["choices"][0]["message"]["content"] == wanted[: wanted.index(stop) + len(stop)]
     assert chatty.pipeline.generator._pages == _generator.PAGES
+
+
+def test_an_answer_goes_on_from_its_beginning(chatty, folder):
+    read, wanted = golden(folder, TURNS, 8, "It is")
+    messages = [*TURNS, {"role": "assistant", "content": "It is"}]
+    on = {"continue_final_message": True, "add_generation_prompt": False, "seed": 3}
+    found = chatty.ask(PATH, {**GREEDY, "messages": messages, "max_tokens": 8, **on}).json()
+    assert found["choices"][0]["message"]["content"] == wanted and found["usage"]["prompt_tokens"] == read
 
 
 def test_scores_are_what_they_are_without_generating(chatty, folder):
@@ -189,10 +201,10 @@ def test_a_long_chat_does_not_keep_others_waiting(chatty, monkeypatch):
     generator, let, asked = chatty.pipeline.generator, threading.Event(), []
     opening = generator.opening
 
-    def slow(messages):
+    def slow(messages, begun):
         asked.append(messages)
         assert let.wait(10)
-        return opening(messages)
+        return opening(messages, begun)
 
     monkeypatch.setattr(generator, "opening", slow)
 
@@ -218,11 +230,11 @@ def test_no_request_takes_all_the_room(chatty, monkeypatch):
 
     async def asked():
         generator._load.start(100, time.monotonic())
-        _, drawn = await generator.answers([Message("user", "a")], 2, _generator.Sampling(8))
+        _, drawn = await generator.answers([Message("user", "a")], "", 2, _generator.Sampling(8))
         waiting = [asyncio.ensure_future(anext(own)) for own in drawn]
         await asyncio.sleep(0)
         with pytest.raises(Overloaded) as error:
-            await generator.answers([Message("user", "a")], 2, _generator.Sampling(8))
+            await generator.answers([Message("user", "a")], "", 2, _generator.Sampling(8))
         for own in waiting:
             own.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
@@ -265,7 +277,9 @@ def test_text_in_a_conversation_is_text(chatty):
 
 BAD = [
     {"messages": []},
-    {"messages": TURNS, "seed": 3},
+    {"messages": TURNS, "continue_final_message": True, "add_generation_prompt": False},
+    {"messages": [*TURNS, {"role": "assistant", "content": "a"}], "continue_final_message": True},
+    {"messages": TURNS, "add_generation_prompt": False},
     {"messages": TURNS, "logprobs": True},
     {"messages": TURNS, "temperature": -1},
     {"messages": TURNS, "temperature": float("1e9")},

@@ -118,7 +118,7 @@ NAMES = sorted(
 PATHS = sorted(path for path, own in routes().items() if own[0].body and not own[0].keyed)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(path=st.sampled_from(PATHS), body=st.dictionaries(st.sampled_from(NAMES), TREES, max_size=5))
 def test_bodies_of_any_shape_are_answered(local, path, body):
     reply = local.ask(path, json.dumps(body))
@@ -128,7 +128,7 @@ def test_bodies_of_any_shape_are_answered(local, path, body):
     assert b"NaN" not in reply.content and b"Infinity" not in reply.content
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(raw=st.binary(max_size=200), path=st.sampled_from(PATHS))
 def test_bytes_of_any_kind_are_answered(local, path, raw):
     assert local.ask(path, raw).status_code == 400

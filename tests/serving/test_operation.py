@@ -18,7 +18,7 @@ import toys
 from karat.engine.batcher import BatchedEngine, Batcher
 from karat.models import checkpoint
 from karat.rewards._local import golden_values
-from karat.serving import _run, _traces
+from karat.serving import _checks, _run, _traces
 from karat.serving._app import App, Settings
 from karat.serving._pipeline import Pipeline
 from karat.serving._turns import Turns
@@ -211,12 +211,12 @@ def test_models_are_told_apart_by_their_names(checkpoints):
 
 
 def test_names_of_models(tmp_path):
-    assert _run.named([str(tmp_path), "owner/name"], []) == [tmp_path.name, "owner/name"]
-    assert _run.named(["x", "y"], ["a", "b"]) == ["a", "b"]
+    assert _checks.named([str(tmp_path), "owner/name"], []) == [tmp_path.name, "owner/name"]
+    assert _checks.named(["x", "y"], ["a", "b"]) == ["a", "b"]
     with pytest.raises(BadInput, match="--name"):
-        _run.named(["x", "y"], ["a"])
+        _checks.named(["x", "y"], ["a"])
     with pytest.raises(BadInput, match="'x'"):
-        _run.named(["x", "x"], [])
+        _checks.named(["x", "x"], [])
 
 
 # Clients that leave
@@ -303,7 +303,7 @@ def handlers():
 def test_when_the_device_fails_everyone_is_told_and_the_server_ends(model_folder, monkeypatch, handlers):
     model = karat.load(str(model_folder))
     monkeypatch.setattr(_run, "load", lambda *_, **__: model)
-    run, listening, told = model.engine.run, _run.listen("127.0.0.1", 0), {}
+    run, listening, told = model.engine.run, _checks.listen("127.0.0.1", 0), {}
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
 
     def failing(sequences):

@@ -194,3 +194,26 @@ def test_a_reload_that_fails_in_any_way_leaves_nothing_and_is_counted(reloaded, 
     assert app.pipelines["a"] is old
     run(asyncio.wait_for(app.pipelines._room("a"), 20))
     assert new[0]._closed and b'karat_reloads_total{done="no",model="a"} 1.0' in app.metrics.text()
+
+
+def test_a_model_that_is_still_being_loaded_does_not_hold_up_the_end(model_folder):
+    go_on, began = threading.Event(), threading.Event()
+
+    def slow():
+        began.set()
+        go_on.wait(20)
+
+    app = App({"a": Pipeline(karat.load(str(model_folder)))}, Settings(key="secret"), {"a": slow})
+
+    async def ended():
+        task = asyncio.create_task(app.pipelines.reload("a"))
+        await asyncio.to_thread(began.wait, 20)
+        app.close()
+        task.cancel()
+        await asyncio.wait_for(asyncio.get_running_loop().shutdown_default_executor(), 5)
+
+    try:
+        asyncio.run(ended())
+        assert not go_on.is_set()
+    finally:
+        go_on.set()

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 import toys
 from karat.models import scratch
-from karat.training import run
+from karat.spec import RewardSpec
+from karat.training import _start, run
 from karat.training.config import TrainConfig, read_yaml
 from karat.types import BadInput, CheckpointError, KaratError, Refused
 
@@ -34,6 +35,13 @@ def test_settings(settings, message):
     with pytest.raises(BadInput) as error:
         TrainConfig.make(**{**BASE, **settings})
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_run_that_goes_on_keeps_the_head_that_is_there():
+    own = RewardSpec(kind="process").with_options(outputs=2, bias=True)
+    _start._check_head(own, own.with_options(outputs=2), {"outputs": 2})
+    with pytest.raises(BadInput, match=r"outputs is 2; leave outputs out, or start from the model"):
+        _start._check_head(own, own.with_options(outputs=3), {"outputs": 3})
 
 
 def test_one_file_or_share_need_not_be_a_list():

@@ -32,6 +32,7 @@ def test_real_labels_are_learnt(tmp_path, rows):
     assert trained.result.figure("accuracy").value > 0.9
 
 
+@pytest.mark.full
 def test_shuffled_labels_land_at_chance(tmp_path, rows):
     draw = random.Random(1)
     shuffled = [

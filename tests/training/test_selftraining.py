@@ -395,6 +395,7 @@ def same_kept(first, second, number=1):
     return places[0].read_bytes() == places[1].read_bytes()
 
 
+@pytest.mark.full
 def test_a_run_of_two_rounds(data, model_folder, tmp_path):
     made = config(data, tmp_path / "o", model_folder)
     told = selftrain(made, str(data / "u.jsonl"), Plan(rounds=2, confidence=0.6)).summary

@@ -1,9 +1,10 @@
 """Options that verbs share, and those that only a kind, a spec or transformers' Trainer knows."""
 
 import contextlib
+import difflib
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,23 @@ OPEN: dict[str, Any] = {"cls": _Open}
 _TEXTS = {"template", "step_token", "step_template", "between_steps", "prompt_end", "step_separator"}
 
 
-def extra(context: typer.Context, known: Collection[str]) -> dict[str, Any]:
+def given(context: typer.Context) -> set[str]:
+    """The names of the verb's own options that the command line gives."""
+    return {name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+
+
+def extra(
+    context: typer.Context, known: Collection[str], hint: Callable[[str], str] = lambda name: ""
+) -> dict[str, Any]:
     """The `--some-name value` pairs that the verb itself does not know as `{"some_name": value}`; a name alone is true.
 
+    Args:
+        context: of the command.
+        known: the names that may be given.
+        hint: what is said of a name that is not known, before the nearest are named.
+
     Raises:
-        typer.BadParameter: a name that is not in `known` (the nearest is named), or a word without a name.
+        typer.BadParameter: a name that is not in `known`, or a word without a name.
     """
     found: dict[str, Any] = {}
     words = list(context.args)
@@ -69,15 +82,20 @@ def extra(context: typer.Context, known: Collection[str]) -> dict[str, Any]:
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
         if name not in known:
-            from karat.types import nearest
-
             own = {str(parameter.name) for parameter in context.command.params}
-            hint = nearest(name, own | set(known)).replace("_", "-").replace("mean '", "mean '--")
-            raise typer.BadParameter(f"no option {word.partition('=')[0]}{hint}")
+            told = hint(name) or _alike(name, own | set(known))
+            raise typer.BadParameter(f"no option {word.partition('=')[0]}{told}")
         if not equals:
             value = words.pop(0) if words and not words[0].startswith("--") else "true"
         found[name] = value.replace("\\n", "\n") if name in _TEXTS else parsed(value)
     return found
+
+
+def _alike(name: str, known: Collection[str]) -> str:
+    """The options that read most like a name; where none does, where they are listed."""
+    close = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.7)
+    words = " or ".join(f"'--{word.replace('_', '-')}'" for word in close)
+    return f"; did you mean {words}?" if words else "; --help says which there are"
 
 
 def outputs(given: list[str]) -> tuple[Path | None, dict[str, Any]]:
@@ -130,11 +148,10 @@ def parsed(text: str) -> Any:
 
 
 def spec_fields() -> set[str]:
-    """The spec options that a user may give by name."""
-    from karat.spec import HEAD_NAMES, Render, RewardSpec
+    """The spec options that a user may give by name, and `spec`, which stands for those of a spec by name."""
+    from karat.spec import option_names
 
-    kept = {"golden", "tokenizer_sha256", "options", "render"}
-    return ({*RewardSpec.model_fields, *Render.model_fields, *HEAD_NAMES}) - kept
+    return option_names() | {"spec"}
 
 
 _OWN = {"batch_size", "method", "eval"}  # karat's settings that messages give a value to

@@ -74,7 +74,7 @@ def _show(found: dict[str, Any]) -> None:
         )
         for row in found["curve"]
     ]
-    short = [name.removesuffix(" vote") for name in names]
+    short = [name.removesuffix(" vote").removesuffix("-of-n") for name in names]  # so that 80 columns hold them
     title = f"{found['problems']} problems with {found['samples']} samples each, in %; lead of best-of-n over {against}"
     _tables.table(("n", "KL", *short, "lead", "95 %"), rows, title)
     print(

@@ -11,10 +11,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | No
     from rich.table import Table
 
     # Without markup: tokens such as [/INST] are no tags.
-    made = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    made = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for row in rows:
         made.add_row(*map(_plain, row))
-    Console(highlight=False).print(made)
+    console = Console(highlight=False)
+    if title:
+        console.print(_plain(title))  # not the table's own, which would be broken at its width
+    console.print(made)
 
 
 def _plain(cell: str) -> Any:

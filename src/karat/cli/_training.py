@@ -7,7 +7,29 @@ import typer
 from karat.cli import _options
 
 
-def add_extra(fields: dict[str, Any], context: typer.Context) -> None:
+def settings(context: typer.Context, **usual: Any) -> Any:
+    """A run's `TrainConfig`: of --config, over it what the command line gives, and `usual` where neither says anything.
+
+    Raises:
+        typer.BadParameter: an option that nothing knows, or a setting that a run needs is missing.
+    """
+    from karat.training.config import TrainConfig, read_yaml
+
+    told = context.params
+    fields: dict[str, Any] = read_yaml(told["config"]) if told["config"] else {}
+    folder, own = _options.outputs(told["output"] or [])
+    given = {name: value for name, value in told.items() if name in TrainConfig.model_fields} | {"output": folder}
+    fields |= {name: value for name, value in given.items() if value not in (None, [], ())}  # lists may be empty
+    _add_extra(fields, context)
+    if own:
+        fields["spec"] = {**fields.get("spec", {}), **own}
+    if missing := [name for name in ("kind", "model", "data", "output") if name not in fields]:
+        options = ["KIND" if name == "kind" else f"--{name}" for name in missing]
+        raise typer.BadParameter(f"give {', '.join(options)}, here or in --config")
+    return TrainConfig.make(**{**usual, **fields})
+
+
+def _add_extra(fields: dict[str, Any], context: typer.Context) -> None:
     """Put the options that the verb itself does not know into the settings' parts: the kind's, the spec's, Trainer's.
 
     Raises:
@@ -19,7 +41,7 @@ def add_extra(fields: dict[str, Any], context: typer.Context) -> None:
     from karat.training.config import TRL_NAMES
 
     own = set(option_names(fields["kind"])) if fields.get("kind") in kinds() else set()
-    spec = _options.spec_fields() - {"kind", "options"}
+    spec = _options.spec_fields() - {"kind", "spec"}
     names = {*TRL_NAMES, "disable_dropout", "add_step_token"}
     trainer = _trainer_fields(context.args, own | spec | names)
     for name, value in _options.extra(context, own | spec | names | trainer).items():

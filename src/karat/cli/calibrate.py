@@ -62,6 +62,8 @@ def _show(found: Any) -> None:
     columns = ("figure", "before", "95 % interval", "after", "95 % interval")
     if rows:
         _tables.table(columns, rows, f"on {found.fitted.held_out} rows of other prompts")
+    if found.verdict:
+        print(found.verdict)
 
 
 def _number(value: float | None) -> str:

@@ -29,6 +29,7 @@ def command(
     sigmoid, --max-length, …).
     """
     import json
+    import sys
 
     from karat import load
     from karat.evaluation._files import check_output
@@ -51,3 +52,5 @@ def command(
         return
     parts = [term.name for term in spec.terms] + ([f"answer check by {spec.check.key!r}"] if spec.check else [])
     print(f"{spec.combine} of {', '.join(parts)} in {folder}")
+    if composite.loses_steps(spec, list(loaded.values())):
+        print("rewards of steps are left out: each answer has one reward", file=sys.stderr)

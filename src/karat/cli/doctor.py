@@ -6,8 +6,11 @@ import typer
 
 from karat.cli import _options, _tables
 
+SETTINGS = _options.OPEN
+
 
 def command(
+    context: typer.Context,
     model: str = typer.Argument(help="Folder or hub id of a reward model."),
     device: str = _options.DEVICE,
     dtype: str = _options.DTYPE,
@@ -19,11 +22,12 @@ def command(
 
     With --parity, its scores are compared with those of a file, whose rows have text (finished), or prompt and
     response, and score; where they differ, the classic mistake is named that explains it. With --parity transformers,
-    they are compared with its own class for sequences.
+    they are compared with its own class for sequences. Further options are the spec's (--spec, --kind, …).
     """
     from karat.rewards._doctor import examine
 
-    findings = examine(model, device, dtype, parity, tolerance)
+    options = _options.extra(context, _options.spec_fields())
+    findings = examine(model, device, dtype, parity, tolerance, **options)
     if as_json:
         print(json.dumps([f._asdict() for f in findings]))
     else:

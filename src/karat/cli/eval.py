@@ -12,7 +12,9 @@ SETTINGS = _options.OPEN
 def command(
     context: typer.Context,
     model: str = typer.Argument(help="Folder or hub id of a reward model."),
-    data: list[str] = typer.Argument(help="Files, or hub ids OWNER/NAME:SPLIT, of pairs, rankings, labels or steps."),
+    data: list[str] = typer.Argument(
+        help="Files, or hub ids OWNER/NAME[:CONFIG]:SPLIT, of pairs, rankings, labels or steps."
+    ),
     train_data: list[str] = typer.Option(None, help="What the model was trained on; the n-gram null learns from it."),
     output: list[str] = typer.Option(
         None, help="A new folder for the report and the run's record. A number or [weights] is the spec's."

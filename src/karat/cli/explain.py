@@ -18,7 +18,7 @@ def command(
 ) -> None:
     """Say how a model's text becomes its reward, and which evidence decided: no weights are loaded.
 
-    Further options are those of the spec, such as --kind process.
+    Further options are those of the spec, such as --kind process; --spec takes a name, or a file, for all of them.
     """
     from karat.models.explain import explain
 

@@ -9,7 +9,10 @@ from karat.cli import _options
 
 
 def command(
-    problems: str = typer.Argument(help="Rows with prompt and answer, and maybe steps to label: PATH[START:STOP]."),
+    context: typer.Context,
+    problems: str = typer.Argument(
+        help="Rows with prompt (or problem, or question), answer, and maybe steps to label: PATH[START:STOP]."
+    ),
     policy: str = typer.Option(..., help="Folder or hub id of a causal model, an endpoint's URL, or arithmetic."),
     output: Path = typer.Option(..., help="A .jsonl, .jsonl.gz or .parquet file in the format stepwise."),
     method: str = typer.Option("hard", help="hard, soft (Math-Shepherd), omega (OmegaPRM) or adaptive."),
@@ -40,7 +43,7 @@ def command(
     import json
 
     from karat.rewards._offline import check_output
-    from karat.search._policies import Wiring, open_policy
+    from karat.search._policies import Wiring, check_given, open_policy
     from karat.search.base import Sampling
     from karat.training._labels_file import label_file, read_problems
     from karat.training.labels import Plan
@@ -48,6 +51,7 @@ def command(
     apart = None if separator is None else separator.replace("\\n", "\n").replace("\\t", "\t")
     plan = Plan(method, rollouts, budget, solutions, searches, tolerance, seed, apart)
     sampling = Sampling(temperature, top_p, max_tokens)
+    check_given(policy, _options.given(context))
     check_output(output)
     read_problems(problems)  # before a policy is loaded
     opened = open_policy(policy, sampling, Wiring(policy_model, api, concurrency, batch_size, device, dtype))

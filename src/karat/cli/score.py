@@ -1,5 +1,7 @@
 """`karat score`: a file of answers to a file of rewards, resumable."""
 
+from typing import Any
+
 import typer
 
 from karat.cli import _options
@@ -20,23 +22,33 @@ def command(
     device: str = _options.DEVICE,
     dtype: str = _options.DTYPE,
     deterministic: bool = _options.DETERMINISTIC,
+    ray: str = typer.Option(None, help="A Ray cluster: HOST:PORT, or local for one on this machine."),
+    replicas: int = typer.Option(None, min=1, help="Of the model on the cluster; else one for each GPU, or node."),
     as_json: bool = _options.JSON,
 ) -> None:
     """Score answers; rows keep their order and columns, and the same command goes on where a killed one stopped.
 
     Adds the columns reward, unscored (why there is none), tokens, truncated and flags; for process reward models
     step_rewards, and for models with several objectives objectives and gate. The exit code is 1 where no row could be
-    scored. Further options are the spec's (--kind, --max-length, --over-length cut_prompt, --layout, --pooling, --head,
-    --activation, --step-token, …).
+    scored. Further options are the spec's (--spec, --kind, --max-length, --over-length cut_prompt, --layout, --pooling,
+    --head, --activation, --step-token, …).
     """
-    import json
-
     from karat import load
     from karat.formats.base import json_line
     from karat.rewards import _offline
 
     file, own = _options.outputs(output or [])
     options = {**_options.extra(context, _options.spec_fields()), **own}
+    if ray is not None:
+        if file is None:
+            raise typer.BadParameter("a cluster scores into a file; give --output")
+        from karat.scaling import _shards, ray_score
+
+        opened = _shards.Open(model, device, dtype, deterministic, options)
+        _report(ray_score.score_file(opened, data, file, ray, replicas), as_json)
+        return
+    if replicas is not None:
+        raise typer.BadParameter("--replicas are of a cluster; give --ray too")
     if file is not None:
         _offline.check_output(file)
     rm = load(model, device=device, dtype=dtype, deterministic=deterministic, **options)
@@ -50,8 +62,15 @@ def command(
                 scored = True
         _end(scored, {reason: len(places) for reason, places in grouped(unscored).items()})
         return
-    found = _offline.score_file(rm, data, file, {"model": model, "deterministic": deterministic, **options})
-    print(json.dumps(found) if as_json else f"scored {found['scored']} of {found['rows']} rows to {file}")
+    settings = {"model": model, "deterministic": deterministic, **options}
+    _report(_offline.score_file(rm, data, file, settings), as_json)
+
+
+def _report(found: dict[str, Any], as_json: bool) -> None:
+    import json
+
+    text = f"scored {found['scored']} of {found['rows']} rows to {found['output']}"
+    print(json.dumps(found) if as_json else text)
     _end(found["scored"] > 0, found["unscored"])
 
 

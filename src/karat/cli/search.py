@@ -16,7 +16,9 @@ def command(
     method: str = typer.Argument(
         help="best_of_n, majority, weighted_best_of_n, tournament, rejection, adaptive, beam, …; or plan."
     ),
-    problems: str = typer.Argument(None, help="Rows with prompt, and answer where it is known: PATH[START:STOP]."),
+    problems: str = typer.Argument(
+        None, help="Rows with prompt (or problem, or question), and answer where it is known: PATH[START:STOP]."
+    ),
     policy: str = typer.Option(
         None, help="Folder or hub id of a causal model, an endpoint's URL, replay:FILE, arithmetic."
     ),
@@ -62,15 +64,21 @@ def command(
     from karat.search import base
     from karat.search._file import Run, read_rows, search_file
     from karat.search._policies import Wiring, open_policy
+    from karat.search._policies import check_given as check_policy
+    from karat.search._rewards import check_given as check_reward
     from karat.search._rewards import open_reward
     from karat.search._task import read_task
     from karat.search._work import Tools
 
     own = set(base.method(method).options.model_fields)
-    given = _options.extra(context, own | _options.spec_fields())
-    options = base.options(method, {name: value for name, value in given.items() if name in own})
-    spec = {name: value for name, value in given.items() if name not in own}
+    extra = _options.extra(context, own | _options.spec_fields(), lambda word: base.hint(method, word))
+    options = base.options(method, {name: value for name, value in extra.items() if name in own})
+    spec = {name: value for name, value in extra.items() if name not in own}
     read = read_task(task, None if delimiter is None else delimiter.replace("\\n", "\n").replace("\\t", "\t"))
+    given = _options.given(context)
+    check_reward(method, options, reward, {*spec, *({"reward_parameters"} & given)})
+    loaded = {"device", "dtype"} if reward is not None else set()  # a reward model uses them too
+    check_policy(policy, (given - loaded) | ({"chat_template"} if read.chat_template else set()))
     check_output(output)
     read_rows(problems)  # before a model is loaded
     wiring = Wiring(policy_model, api, concurrency, batch_size, device, dtype, read.chat_template)

@@ -6,7 +6,7 @@ from typing import Any
 import typer
 
 from karat.cli import _options
-from karat.cli._training import add_extra
+from karat.cli._training import settings
 
 SETTINGS = _options.OPEN
 _HELD_OUT = "0.2"  # more than when training alone: labels are calibrated on it, and rounds are judged
@@ -39,21 +39,7 @@ def command(
     labels, and is trained on these and on the labelled pairs. It stops when held-out pairs say that it drifts; the
     best round's model is in OUTPUT. Further options are those of karat train.
     """
-    from karat.training.config import TrainConfig, read_yaml
-
-    fields: dict[str, Any] = read_yaml(config) if config else {}
-    folder, own = _options.outputs(output or [])
-    given: dict[str, Any] = {"kind": kind, "model": model, "data": data, "output": folder, "eval": eval}
-    given |= {"format": format, "method": method, "learning_rate": learning_rate}
-    given |= {"epochs": epochs, "batch_size": batch_size, "seed": seed}
-    fields |= {name: value for name, value in given.items() if value not in (None, [])}
-    add_extra(fields, context)
-    if own:
-        fields["spec"] = {**fields.get("spec", {}), **own}
-    if missing := [name for name in ("kind", "model", "data", "output") if name not in fields]:
-        options = ["KIND" if name == "kind" else f"--{name}" for name in missing]
-        raise typer.BadParameter(f"give {', '.join(options)}, here or in --config")
-    made = TrainConfig.make(**{"eval": _HELD_OUT, **fields})
+    made = settings(context, eval=_HELD_OUT)
     from karat.training._selftraining_run import selftrain
     from karat.training.selftraining import Plan
 

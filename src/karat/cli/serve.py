@@ -39,16 +39,19 @@ def command(
     --max-length, --over-length cut_prompt, --pooling, --head, --activation, …). See docs/serve.md for the paths, or
     /openapi.json of the running server.
     """
-    from karat.serving._incoming import Settings
-    from karat.serving._run import Source, hosts_of, listen, named, read_key, serve
+    from karat.serving._checks import hosts_of, listen, named, read_key
 
     names = named(model, name or [])
     key = read_key(api_key_file)
-    settings = Settings(
-        key, hosts_of(host, allowed_host or [], key, insecure), max_body, timeout, literal, log_requests
-    )
+    hosts = hosts_of(host, allowed_host or [], key, insecure)
     options = _options.extra(context, _options.spec_fields())
     listening = listen(host, port)
+
+    from karat.serving._incoming import Settings
+    from karat.serving._run import Source, end, serve
+
+    settings = Settings(key, hosts, max_body, timeout, literal, log_requests)
     how = {"device": device, "dtype": dtype, "deterministic": deterministic, **options}
     sources = {own: Source(path, how, generate) for own, path in zip(names, model, strict=True)}
     serve(sources, settings, listening, max_batch_tokens, max_wait)
+    end()

@@ -6,7 +6,7 @@ from typing import Any
 import typer
 
 from karat.cli import _options
-from karat.cli._training import add_extra
+from karat.cli._training import settings
 
 SETTINGS = _options.OPEN
 
@@ -36,35 +36,7 @@ def command(
     and of transformers' TrainingArguments (--bf16, --gradient-accumulation-steps, --report-to tensorboard,
     --max-steps, …). TRL's own names of settings are understood.
     """
-    from karat.training.config import TrainConfig, read_yaml
-
-    fields = read_yaml(config) if config else {}
-    folder, own = _options.outputs(output or [])
-    given: dict[str, Any] = {
-        "kind": kind,
-        "model": model,
-        "data": data,
-        "output": folder,
-        "eval": eval,
-        "format": format,
-    }
-    given |= {
-        "method": method,
-        "features": features,
-        "stream": stream,
-        "learning_rate": learning_rate,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "seed": seed,
-    }
-    fields |= {name: value for name, value in given.items() if value not in (None, [])}
-    add_extra(fields, context)
-    if own:
-        fields["spec"] = {**fields.get("spec", {}), **own}
-    if missing := [name for name in ("kind", "model", "data", "output") if name not in fields]:
-        options = ["KIND" if name == "kind" else f"--{name}" for name in missing]
-        raise typer.BadParameter(f"give {', '.join(options)}, here or in --config")
-    made = TrainConfig.make(**fields)
+    made = settings(context)
     from karat.training import run
 
     trained = run.run(made)

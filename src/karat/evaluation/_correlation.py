@@ -28,7 +28,7 @@ def pearsons(label: FloatArray, score: FloatArray, weights_NB: FloatArray) -> Fl
         score: the same of the other value.
         weights_NB: [N, B] how much each row counts, >= 0.
     """
-    known_N = ~(constant(label, weights_NB) | constant(score, weights_NB))
+    known_N = ~np.logical_or(constant(label, weights_NB), constant(score, weights_NB))
     found = np.full(len(weights_NB), np.nan)
     weights = weights_NB[known_N]
     sides = [np.broadcast_to(side, weights_NB.shape)[known_N] for side in (label, score)]

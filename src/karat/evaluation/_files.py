@@ -6,14 +6,16 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from karat import types
 from karat.evaluation import _report, _runs
 from karat.evaluation.base import Result, choose, evaluate, find, summary, with_unscored
 from karat.formats import base as formats
+from karat.progress import track
 from karat.rewards._among import among
 from karat.rewards.base import Output, RewardModel
 from karat.types import BadInput, Example, Item, Pair
@@ -41,12 +43,30 @@ def evaluate_files(
         read = [([item for items, _ in read for item in items], [why for _, unused in read for why in unused])]
     known = [i for source in training for i in formats.load(source, format).items if not isinstance(i, Example)]
 
+    shown: Any = _Shown(model)
+
     def judged(items: Sequence[Item]) -> Result:
         pairs = all(isinstance(item, Pair) for item in items)
-        return evaluate(partial(among, model, pairs=pairs), items, known, seed, output=model.output, name=name)
+        return evaluate(partial(among, shown, pairs=pairs), items, known, seed, output=model.output, name=name)
 
     found = [(judged(items), why) for items, why in read]
     return [with_unscored(result, unused) for result, unused in found]
+
+
+class _Shown:
+    """A model whose progress is shown."""
+
+    def __init__(self, model: RewardModel) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def score_many(self, examples: Sequence[Example]) -> Iterator[types.Result]:
+        return track(self._model.score_many(examples), len(examples), "scored")
+
+    def compare_many(self, examples: Sequence[Example]) -> Iterator[types.Result]:
+        return track(self._model.compare_many(examples), len(examples), "compared")
 
 
 def _read(path: str, format: str | None, output: Output, name: str | None) -> tuple[list[Item], list[str]]:

@@ -15,6 +15,8 @@ from karat.metrics import FloatArray
 from karat.types import Pair
 
 ACCURACY = "accuracy"
+EVERY = Average(ACCURACY, None, "over all pairs; equal rewards are wrong")
+MEAN = "accuracy, mean over subsets"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,11 @@ class Plan:
     averages: Callable[[Sequence[str]], list[Average]]  # of the parts that were judged, the headline first
     ties: str = "equal rewards are wrong"
     expected: Sequence[str] = ()  # the parts of the whole benchmark
+
+
+def subset_of(pair: Pair) -> str:
+    """The subset that its context names."""
+    return str(pair.chosen.context.get("subset") or "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,8 @@ def result(
     rows = _step_figures.rows_of(study)
     found, alone, nulls = _figures(study, rows)
     found = (more or {}) | found
-    headline = next(figure for figure in (*headlines, *HEADLINES) if figure in found)
+    wanted = (*headlines, *HEADLINES)
+    headline = next(figure for figure in wanted if figure in found)
     beside = [found[headline], *(each for figure, each in found.items() if figure != headline)]
     return Result(
         name=name,
@@ -38,6 +39,7 @@ def result(
         nulls=(*(null for each in beside for null in each.nulls), *nulls),
         headline=headline,
         accuracy=ACCURACY if ACCURACY in found else "",
+        instead=_instead(study, headline) if F1 in wanted[: wanted.index(headline)] else "",
         unit="solutions",
         scale=scale(study.setup.output),
         tied=study.tied,
@@ -45,6 +47,15 @@ def result(
         arrays=_step_figures.arrays(study, rows),
         mistakes=_step_figures.mistakes(study, rows),
     )
+
+
+def _instead(study: Study, headline: str) -> str:
+    """Why there is no F1 of the first error."""
+    first = study.solutions.first[study.solutions.weight > 0]
+    why = "of no solution the labels tell the first error"
+    if first.size:
+        why = f"{'each' if first[0] >= 0 else 'none'} of the {first.size:,} solutions has a wrong step"
+    return f"no F1, which needs solutions with a wrong step and without one: {why}; the headline is {headline}"
 
 
 def argmax(output: Output) -> str:

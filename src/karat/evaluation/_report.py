@@ -15,6 +15,7 @@ from typing import Any
 
 from karat.evaluation import _charts
 from karat.evaluation._charts import Chart
+from karat.evaluation._heat import heats
 from karat.evaluation.base import LEAD, Figure, Result, beats_null
 
 _PROPER = ("Spearman", "Pearson", "RewardBench", "RM-Bench")  # names that keep their capital within a sentence
@@ -81,6 +82,7 @@ def verdict(result: Result) -> str:
     if own is None:
         return "There is no headline figure."
     first = f"On {result.judged:,} {result.unit} the {_named(own)} is {_value(own)}{_within(own)}."
+    first += f" There is {result.instead}." if result.instead else ""
     if not nulls or ahead is None:
         return first
     ignorant = "judges no step" if result.unit == "solutions" else "knows nothing of quality"
@@ -136,6 +138,7 @@ def _part(result: Result) -> dict[str, Any]:
         "others": [_row(figure) for figure in result.figures if figure not in compared],
         "first": [first],
         "charts": others,
+        "heats": heats(result),
         "notes": [_sentence(note) for note in result.notes],
         "counted": _counted(result),
     }

@@ -118,7 +118,7 @@ def threshold(output: Output) -> float:
 
 def check(items: Sequence[Stepped]) -> None:
     """Raise BadInput for labels of two kinds, a first error that is no step, and where nothing is right or wrong."""
-    classes = _in_classes(items)
+    classes = in_classes(items)
     for item in items:
         where = f"{item.origin}: " if item.origin else ""
         odd = next((x for row in item.labels for x in row if classes and x not in (None, -1, 0, 1)), None)
@@ -151,7 +151,7 @@ def study(scorer: Scorer, items: Sequence[Stepped], setup: Setup) -> Study:
     judged = judge(scorer, items)
     check([items[i] for i in judged.kept])
     given = dict(zip(judged.kept, judged.given, strict=True))
-    classes = _in_classes(items)
+    classes = in_classes(items)
     steps, branches = _tables(items, given, classes)
     nulls = _null_rewards(steps, setup)
     return Study(items, judged, steps, branches, nulls, setup, _notes(items, steps, branches, nulls.note, setup))
@@ -159,9 +159,9 @@ def study(scorer: Scorer, items: Sequence[Stepped], setup: Setup) -> Study:
 
 def labelled_steps(items: Sequence[Stepped]) -> list[Labelled]:
     """Each step with a label as an answer by itself, to the question."""
-    classes = _in_classes(items)
+    classes = in_classes(items)
     return [
-        Labelled(Example(branch.prompt, text), _label(label, classes), item.weight)
+        Labelled(Example(branch.prompt, text), label_of(label, classes), item.weight)
         for item in items
         for branch, labels in zip(item.branches, item.labels, strict=True)
         for text, label in zip(branch.steps, labels, strict=True)
@@ -169,30 +169,32 @@ def labelled_steps(items: Sequence[Stepped]) -> list[Labelled]:
     ]
 
 
-def _in_classes(items: Sequence[Stepped]) -> bool:
+def in_classes(items: Sequence[Stepped]) -> bool:
+    """Whether labels are classes: -1, 0 and 1."""
     return any(label is not None and label < 0 for item in items for labels in item.labels for label in labels)
 
 
-def _label(label: float | None, classes: bool) -> float:
+def label_of(label: float | None, classes: bool) -> float:
+    """A label as a number in [0, 1]; `UNKNOWN` where it says nothing."""
     if label is None:
         return UNKNOWN
     return float(label >= 0) if classes else float(label)
 
 
 def _decides(item: Stepped, classes: bool) -> bool:
-    if any(_label(x, classes) != UNKNOWN for labels in item.labels for x in labels):
+    if any(label_of(x, classes) != UNKNOWN for labels in item.labels for x in labels):
         return True
-    return _first_error(item, classes) is not None
+    return first_wrong(item, classes) is not None
 
 
-def _first_error(item: Stepped, classes: bool) -> int | None:
+def first_wrong(item: Stepped, classes: bool) -> int | None:
     """The first wrong step of the only answer, -1 for none; None where the labels do not tell, and in a tree."""
     if len(item.branches) > 1 or not item.labels[0]:
         return None
     told = item.branches[0].context.get("first_error")
     if told is not None:
         return int(told)
-    for place, label in enumerate(_label(x, classes) for x in item.labels[0]):
+    for place, label in enumerate(label_of(x, classes) for x in item.labels[0]):
         if label <= UNKNOWN:
             return place if label < UNKNOWN else None
     return -1
@@ -209,13 +211,13 @@ def _tables(items: Sequence[Stepped], given: dict[int, tuple[Reward, ...]], clas
     weight = np.array([items[i].weight for i, _ in flat], dtype=np.float64)
     scored = np.array([reward is not None for reward in rewards], dtype=np.float64)
     of_steps = [_step_rewards(e, r, items[i].origin) for e, r, (i, _) in zip(examples, rewards, flat, strict=True)]
-    firsts = [_first_error(items[i], classes) for i, _ in flat]
+    firsts = [first_wrong(items[i], classes) for i, _ in flat]
     steps = Steps(
         examples=[Example(example.prompt, text) for example in examples for text in example.steps],
         item=item[branch],
         branch=branch,
         position=np.arange(len(branch)) - (stop - sizes)[branch],
-        label=np.array([_label(x, classes) for i, k in flat for x in items[i].labels[k]]),
+        label=np.array([label_of(x, classes) for i, k in flat for x in items[i].labels[k]]),
         weight=weight[branch],
         reward=np.concatenate(of_steps),
         scored=scored[branch],
@@ -266,7 +268,7 @@ def _notes(items: Sequence[Stepped], steps: Steps, branches: Branches, ngram: st
     lost = int(((branches.scored == 0) & (branches.known > 0)).sum())
     said = {
         "labels are classes: 1 (right) and 0 (neutral) count as right, as PRM800K's P(1) + P(0), -1 is wrong": (
-            _in_classes(items)
+            in_classes(items)
         ),
         f"{silent:,} of {steps.label.size:,} steps have no label, or 0.5, and are in no figure of single steps": silent,
         f"of {unknown:,} of {branches.known.size:,} answers the labels do not tell the first error": unknown,

@@ -68,6 +68,7 @@ class Result:
     nulls: tuple[Figure, ...]
     headline: str  # the figure that stands for the whole
     accuracy: str  # the figure that `summary` calls accuracy; empty where there is none
+    instead: str = ""  # why the headline is not the figure that it mostly is
     unit: str = "items"  # what n counts
     scale: str = "logits"  # what a mistake's margin is in
     tied: int = 0  # items whose label prefers neither side: left out of every figure
@@ -143,10 +144,35 @@ def choose(items: Sequence[Item], output: Output = "logit", name: str | None = N
     known = [find(name)] if name else [member for member in map(find, names()) if not member.BY_NAME]
     member = next((m for m in known if m.ITEM is kind and output in m.OUTPUTS), None)
     if member is None:
-        which = f"evaluation {name} does not take" if name else "no evaluation takes"
-        raise BadInput(f"{which} {kind.__name__} items with output={output!r}: use one of {', '.join(names())}")
+        raise BadInput(_unfit(kind, output, name))
     member.check(items)
     return member
+
+
+_OUTPUTS: Mapping[Output, str] = {"logit": "logits", "probability": "probabilities", "rating": "ratings"}
+_WORDS: Mapping[type[Item], str] = {
+    types.Pair: "pairs",
+    types.Labelled: "labelled answers",
+    types.Ranking: "rankings",
+    types.Stepped: "answers in steps",
+    types.Attributed: "answers with ratings of attributes",
+}
+
+
+def _unfit(kind: type[Item], output: Output, name: str | None) -> str:
+    """Why such items and rewards cannot be evaluated, or not by the evaluation of that name."""
+    others = {other: find(other) for other in names()}
+    fit = [other for other, one in others.items() if one.ITEM is kind and output in one.OUTPUTS]
+    if name is None or not fit:
+        rewards = f"rewards that are {_OUTPUTS[output]}"
+        return f"no evaluation takes {_WORDS[kind]} with {rewards}; give other data or another model"
+    if others[name].ITEM is kind:
+        wanted = " or ".join(_OUTPUTS[own] for own in others[name].OUTPUTS)
+        wrong = f"rewards that are {wanted}, and these are {_OUTPUTS[output]}"
+    else:
+        wrong = f"{_WORDS[others[name].ITEM]}, and these are {_WORDS[kind]}"
+    free = " leave the name out, or" if any(not others[other].BY_NAME for other in fit) else ""
+    return f"evaluation {name} needs {wrong};{free} use one of {', '.join(fit)}"
 
 
 def evaluate(
@@ -218,7 +244,7 @@ def summary(result: Result) -> dict[str, Any]:
         "beats_null": beats_null(result),
         "figures": {f.name: _plain(f) for f in result.figures},
         "nulls_of": {f.name: {g.name: g.value for g in result.nulls_of(f.name)} for f in result.figures},
-        "notes": list(result.notes),
+        "notes": [*([result.instead] if result.instead else []), *result.notes],
     }
 
 

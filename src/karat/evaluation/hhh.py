@@ -7,7 +7,7 @@ the four subsets stands beside it.
 from collections.abc import Sequence
 
 from karat.evaluation import _decided, _pair_benchmark
-from karat.evaluation._pair_benchmark import ACCURACY, Plan
+from karat.evaluation._pair_benchmark import EVERY, MEAN, Plan, subset_of
 from karat.evaluation._sections import Average
 from karat.evaluation.base import Result, Scorer, Setup
 from karat.formats.hhh import SUBSETS
@@ -16,7 +16,6 @@ from karat.types import Pair
 ITEM = Pair
 OUTPUTS = ("logit", "probability", "rating")
 BY_NAME = True
-MEAN = "accuracy, mean over subsets"
 
 
 def check(items: Sequence[Pair]) -> None:
@@ -26,16 +25,11 @@ def check(items: Sequence[Pair]) -> None:
 
 def run(scorer: Scorer, items: Sequence[Pair], setup: Setup) -> Result:
     """The accuracy over all pairs and by subset, beside their nulls."""
-    plan = Plan("hhh", _subset, _averages, expected=SUBSETS)
+    plan = Plan("hhh", subset_of, _averages, expected=SUBSETS)
     return _pair_benchmark.run(plan, scorer, items, setup)
 
 
-def _subset(pair: Pair) -> str:
-    return str(pair.chosen.context.get("subset") or "")
-
-
 def _averages(parts: Sequence[str]) -> list[Average]:
-    every = Average(ACCURACY, None, "over all pairs; equal rewards are wrong")
     return (
-        [every, Average(MEAN, dict.fromkeys(parts, 1.0), f"over {len(parts)} subsets")] if len(parts) > 1 else [every]
+        [EVERY, Average(MEAN, dict.fromkeys(parts, 1.0), f"over {len(parts)} subsets")] if len(parts) > 1 else [EVERY]
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from karat.evaluation import _decided, _pair_benchmark
-from karat.evaluation._pair_benchmark import ACCURACY, Plan, Study
+from karat.evaluation._pair_benchmark import ACCURACY, Plan, Study, subset_of
 from karat.evaluation._sections import Average
 from karat.evaluation.base import Figure, Result, Scorer, Setup
 from karat.metrics import FloatArray
@@ -76,7 +76,7 @@ def _apart(study: Study, verdicts: FloatArray) -> list[Figure]:
 
 
 def _group(pair: Pair) -> str:
-    source = str(pair.chosen.context.get("subset") or "")
+    source = subset_of(pair)
     return next((group for start, group in _GROUPS.items() if source.startswith(start)), source)
 
 

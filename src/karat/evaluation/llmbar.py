@@ -8,7 +8,7 @@ points, so that both conventions are given.
 from collections.abc import Sequence
 
 from karat.evaluation import _decided, _pair_benchmark
-from karat.evaluation._pair_benchmark import ACCURACY, Plan
+from karat.evaluation._pair_benchmark import EVERY, MEAN, Plan, subset_of
 from karat.evaluation._sections import Average
 from karat.evaluation.base import Result, Scorer, Setup
 from karat.formats.llmbar import SUBSETS
@@ -17,7 +17,7 @@ from karat.types import Pair
 ITEM = Pair
 OUTPUTS = ("logit", "probability", "rating")
 BY_NAME = True
-MEAN, ADVERSARIAL = "accuracy, mean over subsets", "accuracy, mean over adversarial subsets"
+ADVERSARIAL = "accuracy, mean over adversarial subsets"
 
 
 def check(items: Sequence[Pair]) -> None:
@@ -27,21 +27,16 @@ def check(items: Sequence[Pair]) -> None:
 
 def run(scorer: Scorer, items: Sequence[Pair], setup: Setup) -> Result:
     """The means over subsets, and each subset, beside their nulls."""
-    plan = Plan("llmbar", _subset, _averages, expected=SUBSETS)
+    plan = Plan("llmbar", subset_of, _averages, expected=SUBSETS)
     return _pair_benchmark.run(plan, scorer, items, setup)
 
 
-def _subset(pair: Pair) -> str:
-    return str(pair.chosen.context.get("subset") or "")
-
-
 def _averages(parts: Sequence[str]) -> list[Average]:
-    every = Average(ACCURACY, None, "over all pairs; equal rewards are wrong")
     if len(parts) < 2:
-        return [every]
+        return [EVERY]
     adversarial = [part for part in parts if part != "Natural"]
     return [
         Average(MEAN, dict.fromkeys(parts, 1.0), f"over {len(parts)} subsets; equal rewards are wrong"),
         *([Average(ADVERSARIAL, dict.fromkeys(adversarial, 1.0))] if len(adversarial) > 1 else []),
-        every,
+        EVERY,
     ]

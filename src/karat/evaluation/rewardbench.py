@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from karat.evaluation import _decided, _pair_benchmark, _record
-from karat.evaluation._pair_benchmark import ACCURACY, Plan
+from karat.evaluation._pair_benchmark import EVERY, Plan, subset_of
 from karat.evaluation._rewardbench import CORE, PRIOR_SETS, averages, submission
 from karat.evaluation._sections import Average
 from karat.evaluation.base import Result, Scorer, Setup
@@ -35,12 +35,12 @@ def run(scorer: Scorer, items: Sequence[Pair], setup: Setup) -> Result:
 
 def _subset(pair: Pair) -> str:
     """The column; but a prior set is a file or split, whose own column says something else."""
-    column = str(pair.chosen.context.get("subset") or "")
+    column = subset_of(pair)
     return column if column in CORE else named_in(pair.origin, PRIOR_SETS) or column
 
 
 def _averages(parts: Sequence[str]) -> list[Average]:
-    return [*averages(parts), Average(ACCURACY, None, "over all pairs; equal rewards are wrong")]
+    return [*averages(parts), EVERY]
 
 
 def export(result: Result, folder: Path, settings: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from karat.formats._files import Cell
 from karat.types import BadInput, Example, Message, as_messages
 
+QUESTIONS = ("prompt", "problem", "question")  # what the column of a problem may be called
 _OTHERS = ("content", "contexts", "subject")  # as near as a slip to `context` or `subset`, but other columns
 _UNSUPPORTED = ("tools", "chat_template_kwargs")  # columns of TRL that change how a prompt is rendered
 
@@ -221,6 +222,13 @@ def context(row: Mapping[str, Any]) -> Mapping[str, Any]:
 def prompt(row: Mapping[str, Any]) -> tuple[Message, ...]:
     """The messages in `prompt`; a text is one user message, an empty list is no prompt."""
     found = text_or_messages(row, "prompt")
+    return as_messages(found) if isinstance(found, str) else found
+
+
+def asked(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """The messages of a problem, by whichever of its names the column has; `prompt` goes before the others."""
+    name = "prompt" if row.get("prompt") is not None else only(row, QUESTIONS)
+    found = text_or_messages(row, name)
     return as_messages(found) if isinstance(found, str) else found
 
 

@@ -25,7 +25,7 @@ Row: TypeAlias = dict[str, Any]
 Numbered: TypeAlias = tuple[int, Row]  # the 1-based line, or row where a file has no lines
 
 _KINDS = ".jsonl, .json, .csv (each also with .gz) or .parquet"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+){0,2}")
 
 
 class Cell(str):
@@ -35,7 +35,7 @@ class Cell(str):
 
 
 def read_rows(path: str) -> Iterator[Numbered]:
-    """The rows of a file, or of a dataset `owner/name[:split]` of the hub if there is no such file.
+    """The rows of a file, or of a dataset `owner/name[[:config]:split]` of the hub if there is no such file.
 
     Raises:
         BadInput: it cannot be read, has no rows, or a row is no object.
@@ -218,11 +218,12 @@ def _with_cells(row: Row) -> Row:
 def _hub_rows(path: str) -> Iterator[Numbered]:
     import datasets
 
-    name, _, split = path.partition(":")
+    name, *words = path.split(":")
+    split = words.pop() if words else "train"
     try:
-        data = datasets.load_dataset(name, split=split or "train")
+        data = datasets.load_dataset(name, *words, split=split)
     except Exception as error:
-        mend = "check the path, the connection, or the split in OWNER/NAME:SPLIT"
+        mend = "check the path, the connection, or the split in OWNER/NAME:SPLIT or OWNER/NAME:CONFIG:SPLIT"
         raise BadInput(f"{path} is no file and cannot be had from the hub ({_brief(error)}); {mend}") from error
     for number, row in enumerate(data, 1):
         yield number, _with_cells(row)

@@ -105,6 +105,10 @@ def get(name: str) -> Format:
     Raises:
         BadInput: there is none; the message names the nearest.
     """
+    if name not in describe():
+        close = difflib.get_close_matches(name, names(), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise BadInput(f"no format {name!r}{hint} (karat formats lists them)")
     return cast(Format, members.load("formats", name, "format"))
 
 
@@ -125,10 +129,13 @@ def detect(sample: Mapping[str, Any], where: str = "the data") -> str:
     columns = ", ".join(sample) or "none"
     if fitting:
         raise BadInput(f"{where} has the columns {columns}, which fit {' and '.join(fitting)}; name the format")
-    expected = "; ".join(f"{name} ({get(name).COLUMNS})" for name in _nearest(sample))
+    near = _nearest(sample)
     misspelt = renames(sample, known_columns())
     mend = f"rename {misspelt}, or all" if misspelt else "rename them"
-    raise BadInput(f"{where} has the columns {columns}, which fit no format; {mend} to those of {expected}")
+    raise BadInput(
+        f"{where} has the columns {columns}, which fit no format; {mend} to those of {near} ({get(near).COLUMNS}), or"
+        " of another that karat formats lists"
+    )
 
 
 def known_columns(format: str | None = None) -> set[str]:
@@ -137,15 +144,15 @@ def known_columns(format: str | None = None) -> set[str]:
     return {word for one in found for words in (*one.NEEDED, one.OPTIONAL) for word in words}
 
 
-def _nearest(columns: Iterable[str]) -> list[str]:
-    """All formats, first the one whose columns read most like these."""
+def _nearest(columns: Iterable[str]) -> str:
+    """The format whose columns read most like these."""
     found = list(columns)
 
     def likeness(name: str) -> float:
         words = known_columns(name)
         return sum(max(difflib.SequenceMatcher(None, c, w).ratio() ** 4 for w in words) for c in found)
 
-    return sorted(names(), key=lambda name: (-likeness(name), name))
+    return max(names(), key=likeness)
 
 
 def load(source: Source | str | os.PathLike[str], format: str | None = None) -> Loaded:
@@ -172,8 +179,17 @@ def load(source: Source | str | os.PathLike[str], format: str | None = None) -> 
     if not items:
         raise BadInput(
             f"none of the {len(selected)} rows of {source} can be used as {name}; the first is {problems[0]}"
+            f"{'' if format is None else _fitting(sample)}"
         )
     return Loaded(items, problems, name, len(selected), source)
+
+
+def _fitting(sample: Mapping[str, Any]) -> str:
+    """What is said of columns that fit one format, where another was named that they do not fit."""
+    try:
+        return f"; its columns are those of {detect(sample)}"
+    except BadInput:
+        return ""
 
 
 def stream(source: Source, format: str | None = None) -> Iterator[Entry | Problem]:

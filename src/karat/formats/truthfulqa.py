@@ -5,6 +5,8 @@ ranking of all its answers, 1 for true and 2 for false; the context of an answer
 """
 
 from collections.abc import Mapping
+from hashlib import sha256
+from string import ascii_uppercase
 from typing import Any
 
 from karat.formats._benchmarks import about, asked, columns, faithful, options
@@ -37,6 +39,25 @@ def read(row: Mapping[str, Any], origin: str) -> list[Item]:
     before = as_messages(text(row, "question"))
     answers = tuple(Example(before, answer, about(row, (), targets=_of(answer, sets))) for answer in truth)
     return [Ranking(answers, tuple(2 - label for label in truth.values()), number(row, "weight", 1.0), origin)]
+
+
+def choice(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The question with the answers of `mc1_targets` behind letters, and the letter of the true one.
+
+    The order is made of the texts alone, as in the file the true answer stands first in every row.
+
+    Raises:
+        BadInput: there is not exactly one true answer, or there are more answers than letters.
+    """
+    own, found = text(row, "question"), options(row, "mc1_targets")
+    if sum(found.values()) != 1 or not 2 <= len(found) <= len(ascii_uppercase):
+        raise BadInput("`mc1_targets` has to hold one true answer and false ones, 26 in all at most")
+    order = sorted(found, key=lambda answer: sha256(f"{own}\n{answer}".encode("utf-8", "surrogatepass")).digest())
+    lines = [f"{letter}. {answer}" for letter, answer in zip(ascii_uppercase, order, strict=False)]
+    asking = "Which answer is true? End with its letter, as in: Answer: A"
+    return "\n".join((own, "", *lines, "", asking)), next(
+        line[0] for line, a in zip(lines, order, strict=True) if found[a]
+    )
 
 
 def _of(answer: str, sets: Mapping[str, Mapping[str, int]]) -> list[str]:

@@ -153,7 +153,10 @@ def logits_head(folder: Path, device: str, dtype: str, ids: Sequence[int] | slic
         or out is None
         or any(out is model.get_submodule(n.rpartition(".")[0]) for n in _lost(report))
     ):
-        raise Refused(f"{folder} has no language-model head, so it has no logits; choose head='linear' or 'mlp'")
+        mend = "choose head='linear' or 'mlp'"
+        if isinstance(ids, slice):  # rewards that are log-probabilities of the text, which no other head gives
+            mend = "kind implicit needs a causal language model: give the folder or hub id of one"
+        raise Refused(f"{folder} has no language-model head, so it has no logits; {mend}")
     _check_whole(folder, _lost(report))
     ids = range(len(out.weight)) if isinstance(ids, slice) else ids
     if beyond := [i for i in ids if not 0 <= i < len(out.weight)]:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from karat.models import backbone as backbones
-from karat.models._parts import HEAD_FILE
+from karat.models._named import spelled_out
+from karat.models._parts import HEAD_FILE, base_of_adapter
 from karat.models.families.base import Found, detect
 from karat.spec import RewardSpec
 from karat.types import CheckpointError, Refused
@@ -26,11 +27,15 @@ class Reading(NamedTuple):
 def reading(path: str | Path, defaults: Defaults = dict, **options: Any) -> Reading:
     """How a folder is read with these options: by its own spec, or by the family that its files show.
 
+    The option `spec` stands for those of a spec by name, or in a file.
+
     Raises:
+        BadInput: an option is none, or is out of range.
         Refused: the folder holds no reward model, or one whose meaning cannot be decided.
         CheckpointError: its files cannot be read.
     """
     folder = backbones.locate(path)
+    options = spelled_out(options)
     saved = RewardSpec.read(folder)
     if saved is not None:
         spec = saved.with_options(**options)
@@ -53,8 +58,16 @@ _OF_NO_HEAD = ("lm_logits", "log_ratio", "hidden")
 
 
 def family_of(folder: Path, spec: RewardSpec) -> Found | None:
-    """The family whose head a folder has, where one is read."""
-    return None if spec.head.type in _OF_NO_HEAD or (folder / HEAD_FILE).is_file() else detect(folder)
+    """The family whose head a folder has, where one is read.
+
+    Raises:
+        Refused: none is known that is stored so, or nothing of the model can be read.
+    """
+    if spec.head.type not in _OF_NO_HEAD and not (folder / HEAD_FILE).is_file():
+        return detect(folder)
+    base = base_of_adapter(folder) if (folder / "adapter_config.json").is_file() else folder
+    backbones.check_states(backbones.load_config(base), folder)
+    return None
 
 
 def _spec_of(folder: Path, defaults: Defaults, options: Mapping[str, Any]) -> tuple[RewardSpec, Found | None]:

@@ -125,6 +125,15 @@ def load_config(folder: Path) -> PreTrainedConfig:
     return config
 
 
+def check_states(config: PreTrainedConfig, folder: Path) -> None:
+    """Raise Refused where a reward cannot be a state of the model that is read."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise Refused(
+            f"{folder} is an encoder-decoder, which cannot be used: its reward is a word that it writes and no state of"
+            " it; choose a decoder or an encoder"
+        )
+
+
 def from_pretrained(auto_class: Any, folder: Path, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
     """A model by one of transformers' Auto classes, and its loading report.
 

@@ -1,20 +1,16 @@
-"""How rewards are corrected, and what shows that it helped: numbers in, numbers out. It knows no model and no text."""
+"""How rewards are corrected: numbers in, numbers out. It knows no model and no text."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 from pydantic import Field, FiniteFloat, model_validator
 
-from karat import metrics
-from karat.metrics import FloatArray, Interval, sigmoid
+from karat.metrics import FloatArray, sigmoid
 from karat.rewards._wrapped import Part
-from karat.rewards.base import Output
 from karat.types import BadInput, Item, Labelled, Pair
 
 _KNOTS, _PAIRS_TO_A_KNOT = 8, 50  # of length control at most, and how many pairs each takes
-_CERTAIN = 1e-12  # a probability of 0 or 1 counts as this far from it, where a logarithm is taken
-_RESAMPLES = 500
 
 
 class Rows(NamedTuple):
@@ -205,7 +201,7 @@ def _logistic_fit(design_BF: FloatArray, labels: FloatArray, weights: FloatArray
     found = np.zeros(unit.size)
 
     def loss(at: FloatArray) -> float:
-        return float(weights @ _nll(design @ at, labels))
+        return float(weights @ nll(design @ at, labels))
 
     for _ in range(200):
         forecast = sigmoid(design @ found)
@@ -221,134 +217,7 @@ def _logistic_fit(design_BF: FloatArray, labels: FloatArray, weights: FloatArray
     return coefficients
 
 
-def _nll(logits: FloatArray, labels: FloatArray) -> FloatArray:
+def nll(logits: FloatArray, labels: FloatArray) -> FloatArray:
     """Cross-entropy of each label in [0, 1], [B], in nats."""
     nats: FloatArray = np.logaddexp(0, logits) - labels * logits
     return nats
-
-
-# ---------------------------------------------------------------------------------------------- figures
-
-
-class Change(NamedTuple):
-    """A figure before and after; intervals are of 95 %, None where there is one prompt."""
-
-    name: str
-    before: float | None  # None where the rewards by themselves say nothing of it
-    after: float | None
-    before_interval: Interval | None
-    after_interval: Interval | None
-
-
-Figure: TypeAlias = tuple[float | None, Interval | None]
-
-
-def changes(how: How, rows: Rows, output: Output, seed: int) -> tuple[Change, ...]:
-    """What correcting does to rows that it was not fitted on; `output` is what the rewards were."""
-    after = rows._replace(rewards_BK=how.apply(rows.rewards_BK, rows.characters_BK))
-    if isinstance(how, Length):
-        found = [
-            (f"length correlation, {name}", _correlation(rows, columns, seed), _correlation(after, columns, seed))
-            for name, columns in (("within pairs", _within), ("over answers", _over))
-        ]
-        found.append(("accuracy", _accuracy(rows, seed), _accuracy(after, seed)))
-    else:
-        before = _logits(rows, output)
-        own = [_nll_figure, _calibration_error]
-        names = ["negative log-likelihood, nats", "calibration error (ECE)"]
-        of_before = [(None, None) if before is None else figure(before, rows, seed) for figure in own]
-        logits = _logits(after, "logit" if isinstance(how, Temperature) else "probability")
-        assert logits is not None
-        found = [(n, b, figure(logits, rows, seed)) for n, b, figure in zip(names, of_before, own, strict=True)]
-    return tuple(Change(name, b[0], a[0], b[1], a[1]) for name, b, a in found)
-
-
-def _logits(rows: Rows, output: Output) -> FloatArray | None:
-    """What rewards say as log-odds: of a preference a lead in any unit, of an outcome None for ratings."""
-    if rows.rewards_BK.shape[1] == 2:
-        return rows.leads
-    reward = rows.rewards_BK[:, 0]
-    if output == "probability":
-        share = np.clip(reward, _CERTAIN, 1 - _CERTAIN)
-        odds: FloatArray = np.log(share) - np.log1p(-share)
-        return odds
-    return reward if output == "logit" else None
-
-
-def _nll_figure(logits: FloatArray, rows: Rows, seed: int) -> Figure:
-    nats = _nll(logits, rows.labels)
-    return float(np.average(nats, weights=rows.weights)), _interval(
-        rows, lambda: metrics.bootstrap_interval(nats, weights=rows.weights, groups=rows.prompts, seed=seed)
-    )
-
-
-def _calibration_error(logits: FloatArray, rows: Rows, seed: int) -> Figure:
-    """Of pairs, that of the favoured answer's probability, in ten bins from 0.5; else in 15 bins from 0."""
-    of_pairs = rows.rewards_BK.shape[1] == 2
-    turned = of_pairs & (logits < 0)
-    label = np.where(turned, 1 - rows.labels, rows.labels)
-    label = np.where(of_pairs & (logits == 0), 0.5, label)  # neither is favoured
-    prob, bins = sigmoid(np.where(turned, -logits, logits)), 20 if of_pairs else 15
-    gaps = np.zeros((prob.size, bins + 1))  # summed over rows: each bin's distance, and the weight of all
-    gaps[np.arange(prob.size), np.minimum((prob * bins).astype(int), bins - 1)] = rows.weights * (prob - label)
-    gaps[:, bins] = rows.weights
-
-    def error(sums_NF: FloatArray) -> FloatArray:
-        found: FloatArray = np.abs(sums_NF[:, :bins]).sum(axis=1) / sums_NF[:, bins]
-        return found
-
-    return metrics.expected_calibration_error(prob, label, bins, rows.weights), _interval(
-        rows, lambda: metrics.bootstrap_of_sums(gaps, error, groups=rows.prompts, n=_RESAMPLES, seed=seed)
-    )
-
-
-def _within(rows: Rows) -> FloatArray:
-    """Products whose sums give the correlation of leads and differences of log(1 + characters), about 0, [B, 3]."""
-    length = np.log1p(rows.characters_BK)
-    lead, longer = rows.leads, length[:, 0] - length[:, 1]
-    return np.stack([lead * longer, lead**2, longer**2], axis=1) * rows.weights[:, None]
-
-
-def _over(rows: Rows) -> FloatArray:
-    """Products whose sums give the correlation of rewards and log(1 + characters), about their means, [B, 3]."""
-    reward, length = (_centred(of, rows.weights) for of in (rows.rewards_BK, np.log1p(rows.characters_BK)))
-    products = np.stack([reward * length, reward**2, length**2], axis=-1)
-    summed: FloatArray = products.sum(axis=1) * rows.weights[:, None]
-    return summed
-
-
-def _centred(values_BK: FloatArray, weights: FloatArray) -> FloatArray:
-    centred: FloatArray = values_BK - np.average(values_BK.mean(axis=1), weights=weights)
-    return centred
-
-
-def _correlation(rows: Rows, columns: Callable[[Rows], FloatArray], seed: int) -> Figure:
-    products = columns(rows)
-
-    def ratio(sums_NF: FloatArray) -> FloatArray:
-        size = np.sqrt(sums_NF[:, 1] * sums_NF[:, 2])
-        found: FloatArray = np.divide(sums_NF[:, 0], size, out=np.full(len(size), np.nan), where=size > 0)
-        return found
-
-    (value,) = ratio(products.sum(axis=0)[None])
-    if np.isnan(value):
-        return None, None
-    return float(value), _interval(
-        rows, lambda: metrics.bootstrap_of_sums(products, ratio, groups=rows.prompts, seed=seed)
-    )
-
-
-def _accuracy(rows: Rows, seed: int) -> Figure:
-    """How often the preferred answer leads; a tie in the rewards is wrong, pairs without a preference do not count."""
-    weights = np.where(rows.labels == 0.5, 0.0, rows.weights)
-    if not weights.any():
-        return None, None
-    hits = (rows.leads * (rows.labels - 0.5) > 0).astype(np.float64)
-    return float(np.average(hits, weights=weights)), _interval(
-        rows, lambda: metrics.bootstrap_interval(hits, weights=weights, groups=rows.prompts, seed=seed)
-    )
-
-
-def _interval(rows: Rows, found: Callable[[], Interval]) -> Interval | None:
-    """Over whole prompts, where there are several."""
-    return found() if len(set(rows.prompts)) > 1 else None

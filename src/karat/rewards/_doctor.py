@@ -1,7 +1,7 @@
 """Checks of a model's wiring that a person can act on."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from karat import types
 from karat.engine.padded import PaddedEngine, PaddedForward
@@ -27,19 +27,24 @@ class Finding(NamedTuple):
 
 
 def examine(
-    path: str, device: str = "auto", dtype: str = "auto", parity: str = "", tolerance: float = _parity.TOLERANCE
+    path: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    parity: str = "",
+    tolerance: float = _parity.TOLERANCE,
+    **options: Any,
 ) -> list[Finding]:
     """Load a model and check it; a model that cannot be loaded is one finding.
 
     `parity` is a file of texts and scores that others have (see `_parity.read_known`), which may differ by `tolerance`,
-    or "transformers".
+    or "transformers". `options` are the spec's.
 
     Raises:
         BadInput: the file is none.
     """
     known = _parity.read_known(parity) if parity and parity != TRANSFORMERS else []
     try:
-        model = _open.open_model(path, device, dtype)
+        model = _open.open_model(path, device, dtype, **options)
     except KaratError as error:
         return [Finding("loads", False, str(error))]
     if not isinstance(model, LocalModel):

@@ -8,6 +8,7 @@ import http.client
 import json
 import math
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from karat.progress import track
 from karat.rewards._sampling import Chances, Drawn, Missing, PolicyError, Sample, Sampling, Start
 from karat.types import BadInput
 
@@ -73,7 +75,7 @@ class Endpoint:
         """Answers to all requests, `concurrency` under way at a time; one that fails for good ends the others."""
         with ThreadPoolExecutor(self._concurrency) as threads:
             try:
-                return list(threads.map(ask, wanted))
+                return list(track(threads.map(ask, wanted), len(wanted), "asked"))
             except BaseException:
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -155,7 +157,8 @@ class Endpoint:
         return missing
 
     def _broke_off(self) -> Missing:
-        return Missing(f"the endpoint did not answer within {self._timeout:g} seconds, or broke off", down=True)
+        why = f"the endpoint {self._url} did not answer within {self._timeout:g} seconds, or broke off"
+        return Missing(f"{why}; see whether it still runs", down=True)
 
     def _sent(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         headers = {"Content-Type": "application/json"}
@@ -175,6 +178,12 @@ class Endpoint:
             raise PolicyError(f"the endpoint {self._url} answers {error.code}; {_MENDS[error.code]}")
         down = error.code == 429 or error.code >= 500
         return Missing(f"the endpoint answers {error.code}" + ("" if down else f" ({_said(error)})"), down)
+
+
+def check_scheme(word: str) -> None:
+    """Raise BadInput for the address of an endpoint without http:// before it."""
+    if re.fullmatch(r"[\w.-]+:\d+(/\S*)?", word):
+        raise BadInput(f"{word} is neither a folder nor a URL; for an endpoint write http://{word}")
 
 
 def _said(error: urllib.error.HTTPError) -> str:

@@ -1,11 +1,11 @@
 """What users hand over, as examples; what is none is said in one sentence."""
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 from typing import Any
 
 from karat.formats.base import unsupported
-from karat.types import BadInput, Example, Message, Unscored, as_messages
+from karat.types import BadInput, Example, Message, Prompt, Result, Reward, Unscored, as_messages
 
 
 def as_texts(responses: Any) -> list[str]:
@@ -87,3 +87,17 @@ def _answered(prompt: tuple[Message, ...], last: Message, context: Mapping[str, 
     if last.role != "assistant":
         raise BadInput(f"the last message is scored and has to be the assistant's, but its role is {last.role!r}")
     return Example(prompt, last.content, context)
+
+
+def preferred(compare_many: Callable[..., Iterator[Result]], prompt: Prompt, a: str, b: str) -> float:
+    """Probability that `a` is preferred to `b`, by a model's `compare_many`.
+
+    Raises:
+        BadInput: they are no texts.
+        Refused: they cannot be compared.
+    """
+    if not (isinstance(a, str) and isinstance(b, str)):
+        raise BadInput(f"compare takes a prompt and two texts, but got {a!r:.40} and {b!r:.40}")
+    (found,) = compare_many([Example(as_messages(prompt), a, other=b)], strict=True)
+    assert isinstance(found, Reward)  # strict has raised otherwise
+    return found.value

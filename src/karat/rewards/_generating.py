@@ -6,7 +6,7 @@ the same start and seed give the same sample whatever shares the batch (up to th
 
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from random import Random
@@ -29,6 +29,7 @@ from transformers import (
 
 from karat.models import backbone
 from karat.models.generation import Opening
+from karat.progress import track
 from karat.rewards._sampling import Chances, Drawn, Missing, Sample, Sampling, Start
 from karat.types import BadInput, Refused
 
@@ -126,10 +127,14 @@ class Local:
         """In the order of `wanted`; sequences of like lengths share a batch, and all of a batch have the same room."""
         order = sorted(range(len(wanted)), key=lambda i: len(wanted[i].ids))
         drawn: dict[int, Drawn] = {}
-        for room, group in groupby(order, key=lambda i: self._room(wanted[i])):
-            while batch := list(islice(group, self._batch_size)):
-                drawn.update(zip(batch, self._batch([wanted[i] for i in batch], room), strict=True))
+        for batch in track(self._batches(order, wanted), len(wanted), "sampled", size=len):
+            drawn.update(zip(batch, self._batch([wanted[i] for i in batch], self._room(wanted[batch[0]])), strict=True))
         return [(one.place, drawn[i]) for i, one in enumerate(wanted)]
+
+    def _batches(self, order: Sequence[int], wanted: Sequence[_Wanted]) -> Iterator[list[int]]:
+        for _, group in groupby(order, key=lambda i: self._room(wanted[i])):
+            while batch := list(islice(group, self._batch_size)):
+                yield batch
 
     def _room(self, one: _Wanted) -> int:
         """How many tokens may follow."""

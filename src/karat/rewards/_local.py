@@ -27,7 +27,7 @@ from karat.models.heads import (
 )
 from karat.models.render import Rendered, Renderer
 from karat.rewards._among import Meeting, Worth, among, in_order
-from karat.rewards._examples import as_one, as_texts, as_two, other_alone, turned
+from karat.rewards._examples import as_one, as_texts, as_two, other_alone, preferred, turned
 from karat.rewards._results import Scored, as_result, averaged, by_step, flagged, joined, named
 from karat.rewards.base import Output, Ranked, defaults, kind
 from karat.spec import ids_hash
@@ -219,8 +219,12 @@ class LocalModel:
         for number, result in enumerate(rendered, 1):
             if isinstance(result, Unscored):
                 raise BadInput(f"text {number}: {result.reason}")
-        chunks = [rendered[i : i + CHUNK] for i in range(0, len(rendered), CHUNK)]
-        found = [self.numbers([r.sequence for r in chunk if isinstance(r, Rendered)])[0].cpu() for chunk in chunks]
+        return self.vectors([r.sequence for r in rendered if isinstance(r, Rendered)])
+
+    def vectors(self, sequences: Sequence[types.Sequence]) -> "npt.NDArray[np.float32]":
+        """The head's numbers of sequences that are read once each, float32 [B, D]."""
+        chunks = [sequences[i : i + CHUNK] for i in range(0, len(sequences), CHUNK)]
+        found = [self.numbers(chunk)[0].cpu() for chunk in chunks]
         vectors: npt.NDArray[np.float32] = (torch.cat(found) if found else torch.empty(0, self._width)).numpy()
         return vectors
 
@@ -230,11 +234,7 @@ class LocalModel:
 
     def compare(self, prompt: Prompt, a: str, b: str) -> float:
         """Probability that `a` is preferred to `b`."""
-        if not (isinstance(a, str) and isinstance(b, str)):
-            raise BadInput(f"compare takes a prompt and two texts, but got {a!r:.40} and {b!r:.40}")
-        (found,) = self.compare_many([Example(as_messages(prompt), a, other=b)], strict=True)
-        assert isinstance(found, Reward)  # strict has raised otherwise
-        return found.value
+        return preferred(self.compare_many, prompt, a, b)
 
     def rank(
         self,

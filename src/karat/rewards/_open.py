@@ -28,7 +28,10 @@ def open_model(
     """
     if not isinstance(path, str | Path):
         raise BadInput(f"a model is the path of a folder or a hub id, but got {path!r:.80}")
-    return _open(path, _How(device, dtype, deterministic), (), options)
+    opened = _open(path, _How(device, dtype, deterministic), (), options)
+    if "aggregate" in options and not opened.at_steps:
+        raise Refused(f"{path} gives no rewards of steps, so there is nothing to aggregate; leave aggregate out")
+    return opened
 
 
 def _open(path: str | Path, how: _How, around: tuple[Path, ...], options: Mapping[str, Any]) -> RewardModel:

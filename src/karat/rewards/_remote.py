@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from karat.rewards._examples import as_one, as_texts, as_two
+from karat.rewards._examples import as_one, as_texts, as_two, preferred
 from karat.rewards.base import Output, Ranked
 from karat.types import BadInput, Example, Prompt, Refused, Result, Reward, Unscored, as_messages
 
@@ -139,9 +139,7 @@ class Remote:
 
     def compare(self, prompt: Prompt, a: str, b: str) -> float:
         """Probability that `a` is preferred to `b`."""
-        (found,) = self.compare_many([Example(as_messages(prompt), a, other=b)], strict=True)
-        assert isinstance(found, Reward)  # strict has raised otherwise
-        return found.value
+        return preferred(self.compare_many, prompt, a, b)
 
     def rank(self, prompt: Prompt, responses: Sequence[str]) -> list[Ranked]:
         """The responses, best first; unscored ones come last, in the order given."""

@@ -12,6 +12,7 @@ from typing import Any, Self, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from karat.models._named import spelled_out
 from karat.models.render import tokenizer_hash
 from karat.rewards._among import in_order
 from karat.rewards._examples import as_example
@@ -46,7 +47,7 @@ class Inner(Part):
     @classmethod
     def of(cls, path: str, folder: Path, options: Mapping[str, Any]) -> Self:
         """The model at `path`, as a wrapper in `folder` names it."""
-        return cls(path=_from(folder, path), options=dict(options), spec_sha256=_spec_hash(Path(path)))
+        return cls(path=_from(folder, path), options=spelled_out(options), spec_sha256=_spec_hash(Path(path)))
 
     def open(self, folder: Path, opener: Opener, options: Mapping[str, Any]) -> RewardModel:
         """The model itself.
@@ -255,6 +256,27 @@ def _strictly(results: Iterator[Result], strict: bool) -> Iterator[Result]:
         if strict and isinstance(result, Unscored):
             raise Refused(result.reason)
         yield result
+
+
+def together(rewards: Sequence[Reward], objectives: Mapping[str, float], gate: Mapping[str, float] | None) -> Reward:
+    """What several rewards of one answer come to, but for the value: their tokens, and all that was said of them."""
+    return Reward(
+        0.0,
+        objectives=objectives,
+        gate=gate,
+        tokens=sum(r.tokens for r in rewards),
+        cached_tokens=sum(r.cached_tokens for r in rewards),
+        truncated=any(r.truncated for r in rewards),
+        flags=tuple(dict.fromkeys(flag for r in rewards for flag in r.flags)),
+    )
+
+
+def same_steps(names: Sequence[str], steps: Sequence[Sequence[float]]) -> list[tuple[float, ...]] | Unscored:
+    """By step, what each model gave it; unscored where they gave rewards of different numbers of steps."""
+    if len({len(own) for own in steps}) > 1:
+        counts = ", ".join(f"{name} {len(own)}" for name, own in zip(names, steps, strict=True))
+        return Unscored(f"the members gave rewards of different numbers of steps: {counts}")
+    return list(zip(*steps, strict=True))
 
 
 def with_values(reward: Reward, value: float, steps: tuple[float, ...] | None) -> Result:

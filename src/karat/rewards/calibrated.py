@@ -18,7 +18,8 @@ from pydantic import Field
 
 from karat.formats import base as formats
 from karat.progress import track
-from karat.rewards._calibration import METHODS, Change, How, Rows, Temperature, changes
+from karat.rewards._calibration import METHODS, How, Rows, Temperature
+from karat.rewards._calibration_figures import Change, Verdict, changes, verdict
 from karat.rewards._examples import as_example
 from karat.rewards._numbers import logistic
 from karat.rewards._untrained import Untrained
@@ -152,6 +153,7 @@ class Calibration(NamedTuple):
     fitted: Fitted
     changes: tuple[Change, ...]  # none where no row was held out
     unscored: dict[str, int]  # reason → rows
+    verdict: Verdict | None = None  # None where no row was held out, or rewards say nothing of the figure before
 
     def spec(self, path: str, folder: Path, options: Mapping[str, Any]) -> CalibratedSpec:
         """As it is kept in `folder`, of the model at `path` that was loaded with `options`."""
@@ -161,7 +163,8 @@ class Calibration(NamedTuple):
         """As plain JSON values."""
         figures = {change.name: {k: v for k, v in change._asdict().items() if k != "name"} for change in self.changes}
         own = {"how": self.how.model_dump(), "fitted": self.fitted.model_dump()}
-        return {**own, "figures": figures, "unscored": self.unscored}
+        told = self.verdict and {"word": self.verdict.word, "by": self.verdict.by, "interval": self.verdict.interval}
+        return {**own, "figures": figures, "verdict": told, "unscored": self.unscored}
 
 
 def read_items(data: str, method: str, format: str | None = None) -> list[Item]:
@@ -217,6 +220,7 @@ def calibrate(
         raise BadInput(f"none of {len(own)} rows to fit on can be used: {told}")
     how = METHODS[method].fit(rows)
     found_changes = changes(how, judged, model.output, seed) if judged.labels.size else ()
+    judgement = verdict(how, judged, model.output, seed, found_changes)
     unscored = Counter(why) + Counter(why_not)
     fitted = Fitted(
         data=data,
@@ -225,7 +229,7 @@ def calibrate(
         held_out=judged.labels.size,
         unscored=unscored.total(),
     )
-    return Calibration(how, fitted, found_changes, dict(unscored))
+    return Calibration(how, fitted, found_changes, dict(unscored), judgement)
 
 
 def _scored(model: RewardModel, items: Sequence[Item]) -> tuple[Rows, dict[str, int]]:

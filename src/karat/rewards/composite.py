@@ -17,12 +17,26 @@ from karat.rewards._answers import final_answer, known_reference
 from karat.rewards._equality import Judge
 from karat.rewards._examples import as_example
 from karat.rewards._untrained import Untrained
-from karat.rewards._wrapped import Inner, Opener, Part, Wrapped, check_scorer, names_of, read_spec, with_values
+from karat.rewards._wrapped import (
+    Inner,
+    Opener,
+    Part,
+    Wrapped,
+    check_scorer,
+    names_of,
+    read_spec,
+    same_steps,
+    together,
+    with_values,
+)
 from karat.rewards.base import Options, Output, RewardModel
-from karat.types import BadInput, Refused, Result, Reward, Unscored, nearest
+from karat.types import BadInput, Prompt, Refused, Result, Reward, Unscored, nearest
 
 COMBINE = ("product", "sum", "gated")
 CHECK = "check"  # what the answer check is called beside the models
+NO_STEPS = (
+    "this composite has one reward for a whole answer; use score, or combine process models alone by product or sum"
+)
 NO_ANSWER = "no_answer"  # the flag of an answer in which the check finds no final answer
 
 
@@ -78,7 +92,6 @@ class Composite(Wrapped):
     """The rule's reward; `objectives` hold what each part gave, and their weights add up to a sum."""
 
     spec: CompositeSpec
-    at_steps = False
 
     def __init__(self, spec: CompositeSpec, models: Sequence[RewardModel]) -> None:
         super().__init__(spec, models)
@@ -89,6 +102,21 @@ class Composite(Wrapped):
     def output(self) -> Output:
         """A product of probabilities is one; all else is in the unit that the rule makes."""
         return "probability" if self.spec.combine == "product" else "rating"
+
+    @property
+    def at_steps(self) -> bool:
+        """Where all models have rewards of steps and nothing judges the whole answer, as a check and gates do."""
+        return not _judges_whole(self.spec) and all(model.at_steps for model in self.models)
+
+    def score_steps(self, prompt: Prompt, steps: Sequence[str]) -> Result:
+        """The reward of one answer that is given in steps, with a reward for each of them in `steps`.
+
+        Raises:
+            Refused: it has no rewards of steps.
+        """
+        if not self.at_steps:
+            raise Refused(NO_STEPS)
+        return super().score_steps(prompt, steps)
 
     def compared(self, a: Reward, b: Reward) -> float:
         """Who is higher: 1, 0.5 or 0."""
@@ -105,17 +133,13 @@ class Composite(Wrapped):
             if isinstance(checked, Unscored):
                 return checked
             parts[CHECK] = checked
-        rewards, values = parts.values(), {name: reward.value for name, reward in parts.items()}
-        joined = Reward(
-            0.0,
-            objectives=values,
-            gate=_weights(self.spec) if self.spec.combine == "sum" else None,
-            tokens=sum(r.tokens for r in rewards),
-            cached_tokens=sum(r.cached_tokens for r in rewards),
-            truncated=any(r.truncated for r in rewards),
-            flags=tuple(dict.fromkeys(flag for r in rewards for flag in r.flags)),
-        )
-        return with_values(joined, _combined(self.spec, values), None)
+        values = {name: reward.value for name, reward in parts.items()}
+        joined = together(list(parts.values()), values, _weights(self.spec) if self.spec.combine == "sum" else None)
+        steps = same_steps(list(parts), [r.steps or () for r in parts.values()]) if self.at_steps else []
+        if isinstance(steps, Unscored):
+            return steps
+        by_step = tuple(_combined(self.spec, dict(zip(parts, own, strict=True))) for own in steps)
+        return with_values(joined, _combined(self.spec, values), by_step if self.at_steps else None)
 
     def _checked(self, row: Any, key: str) -> Result:
         if row is None:
@@ -134,6 +158,16 @@ class Composite(Wrapped):
         if equal is None:
             return Unscored("whether its answer is the reference could not be decided in time")
         return Reward(float(equal))
+
+
+def _judges_whole(spec: CompositeSpec) -> bool:
+    return spec.check is not None or spec.combine == "gated"
+
+
+def loses_steps(spec: CompositeSpec, models: Sequence[RewardModel]) -> bool:
+    """Whether one of the models has rewards of steps and the composite has none."""
+    have = [model.at_steps for model in models]
+    return any(have) and (_judges_whole(spec) or not all(have))
 
 
 def _weights(spec: CompositeSpec) -> dict[str, float]:
@@ -176,8 +210,8 @@ def check(paths: list[str], rule: Rule) -> None:
     """Raise BadInput for what makes no composite, before a model is loaded."""
     if rule.combine not in COMBINE:
         raise BadInput(f"no way to combine called {rule.combine!r}{nearest(rule.combine, COMBINE)}")
-    if not paths and rule.check is None:
-        raise BadInput("a composite needs a model or a check; give one of them")
+    if rule.check is None:
+        _check_alone(paths, rule)
     names = names_of(paths)
     if twice := [path for path in paths if paths.count(path) > 1]:
         raise BadInput(f"{twice[0]} is given twice; give another model, or a weight")
@@ -194,6 +228,14 @@ def check(paths: list[str], rule: Rule) -> None:
         raise BadInput("a product has no weights; leave them out, or combine by sum")
     _check_numbers(rule)
     _check_gates(names, rule)
+
+
+def _check_alone(paths: Sequence[str], rule: Rule) -> None:
+    """Raise BadInput for no part at all, and for a single model to which nothing is done."""
+    if not paths:
+        raise BadInput("a composite needs a model or a check (the context's key of the reference answer); give one")
+    if len(paths) == 1 and not rule.weights and rule.combine != "gated":
+        raise BadInput("one model by itself is no composite; give a check, another model, or a weight")
 
 
 def _check_numbers(rule: Rule) -> None:
@@ -235,8 +277,8 @@ def make(
         check_scorer(model, path)
         if rule.combine == "product" and model.output != "probability":
             raise Refused(
-                f"{path} gives rewards that may be below 0, and a product with 0 would be above them; load it with"
-                " activation='sigmoid', or combine by gated or sum"
+                f"{path} gives rewards that may be below 0, and a product (what --combine is where it is not given)"
+                " would turn their order; load it with activation='sigmoid', or combine by gated or sum"
             )
     terms = tuple(
         Term(

@@ -18,7 +18,18 @@ from karat.formats import base as formats
 from karat.progress import track
 from karat.rewards._numbers import logistic
 from karat.rewards._untrained import Untrained
-from karat.rewards._wrapped import Inner, Opener, Part, Wrapped, check_scorer, names_of, read_spec, with_values
+from karat.rewards._wrapped import (
+    Inner,
+    Opener,
+    Part,
+    Wrapped,
+    check_scorer,
+    names_of,
+    read_spec,
+    same_steps,
+    together,
+    with_values,
+)
 from karat.rewards.base import Options, Output, RewardModel
 from karat.types import BadInput, Example, Result, Reward, Unscored, answers_of, grouped, nearest
 
@@ -93,19 +104,12 @@ class Ensemble(Wrapped):
                 return Unscored(f"{member.name}: {result.reason}", result.over_length)
         values = [_moved(m, r.value) for m, r in zip(members, rewards, strict=True)]
         steps = [[_moved(m, s) for s in r.steps or ()] for m, r in zip(members, rewards, strict=True)]
-        if self.at_steps and len({len(own) for own in steps}) > 1:
-            counts = ", ".join(f"{m.name} {len(own)}" for m, own in zip(members, steps, strict=True))
-            return Unscored(f"the members gave rewards of different numbers of steps: {counts}")
-        joined = Reward(
-            0.0,
-            objectives={m.name: value for m, value in zip(members, values, strict=True)},
-            gate={m.name: 1 / len(members) for m in members} if self.spec.combine == "mean" else None,
-            tokens=sum(r.tokens for r in rewards),
-            cached_tokens=sum(r.cached_tokens for r in rewards),
-            truncated=any(r.truncated for r in rewards),
-            flags=tuple(dict.fromkeys(flag for r in rewards for flag in r.flags)),
-        )
-        by_step = tuple(map(self._combined, zip(*steps, strict=True))) if self.at_steps else None
+        together_at = same_steps([m.name for m in members], steps) if self.at_steps else []
+        if isinstance(together_at, Unscored):
+            return together_at
+        gate = {m.name: 1 / len(members) for m in members} if self.spec.combine == "mean" else None
+        joined = together(rewards, {m.name: value for m, value in zip(members, values, strict=True)}, gate)
+        by_step = tuple(map(self._combined, together_at)) if self.at_steps else None
         return with_values(joined, self._combined(values), by_step)
 
     def _combined(self, values: Sequence[float]) -> float:

@@ -14,7 +14,8 @@ from typing import Any, Literal, final
 from pydantic import Field, FiniteFloat, ValidationError
 
 from karat.rewards._among import Meeting, Worth, among, in_order
-from karat.rewards._examples import as_one, as_texts, as_two, other_alone, turned
+from karat.rewards._endpoint import check_scheme
+from karat.rewards._examples import as_one, as_texts, as_two, other_alone, preferred, turned
 from karat.rewards._judge_cards import Card, read_card
 from karat.rewards._results import averaged, joined
 from karat.rewards._sampling import Chances, Drawn, LanguageModel, Missing, PolicyError, Sample, Sampling, Start
@@ -138,9 +139,7 @@ class Judge:
 
     def compare(self, prompt: Prompt, a: str, b: str) -> float:
         """Probability that `a` is preferred to `b`."""
-        (found,) = self.compare_many([Example(as_messages(prompt), a, other=b)], strict=True)
-        assert isinstance(found, Reward)  # strict has raised otherwise
-        return found.value
+        return preferred(self.compare_many, prompt, a, b)
 
     def rank(
         self,
@@ -273,6 +272,7 @@ def make(model: str, card: str, **settings: Any) -> Judge:
         BadInput: a setting or the card is wrong.
         Refused: there is no such model.
     """
+    check_scheme(model)
     where = str(Path(model).absolute()) if Path(model).is_dir() else model.rstrip("/")
     try:
         spec = JudgeSpec(model=where, card=read_card(card), **settings)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from karat.formats import base as formats
-from karat.formats._columns import unsupported
+from karat.formats._columns import as_rows, unsupported
 from karat.metrics import wilson_interval
 from karat.progress import track
 from karat.rewards._offline import check_output, claim, fingerprint
@@ -132,7 +132,7 @@ def _found(run: Run, rows: Sequence[tuple[int, dict[str, Any]]]) -> list[dict[st
     problems = [one for one in read if isinstance(one, Problem)]
     done = iter(work.search(run.method, run.options, problems, run.tools))
     return [
-        {**row, **(_columns(next(done), run) if isinstance(one, Problem) else _unread(one))}
+        {**_asked(row, one), **(_columns(next(done), run) if isinstance(one, Problem) else _unread(one))}
         for (_, row), one in zip(rows, read, strict=True)
     ]
 
@@ -143,6 +143,13 @@ def _read(row: dict[str, Any], line: int) -> Problem | str:
         return read_problem(row, line)
     except BadInput as error:
         return str(error)
+
+
+def _asked(row: dict[str, Any], problem: Problem | str) -> dict[str, Any]:
+    """A row with what was asked as its prompt, by which recordings find their answers."""
+    if isinstance(problem, str) or row.get("prompt") is not None:
+        return row
+    return {**row, "prompt": as_rows(problem.prompt)}
 
 
 def _unread(reason: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from karat.formats import base as formats
 from karat.formats._columns import as_number, mapping, optional_number, prompt, text, values
 from karat.metrics import sigmoid
 from karat.rewards._among import in_order
-from karat.rewards._examples import as_one, as_texts, as_two, other_alone
+from karat.rewards._examples import as_one, as_texts, as_two, other_alone, preferred
 from karat.rewards.base import Output, Ranked
 from karat.search._task import PARAGRAPH, split
 from karat.search.base import Drawn, Missing, Sample, Start
@@ -192,9 +192,7 @@ class RecordedRewards:
 
     def compare(self, prompt: Prompt, a: str, b: str) -> float:
         """Probability that `a` is preferred to `b`."""
-        (found,) = self.compare_many([Example(as_messages(prompt), a, other=b)], strict=True)
-        assert isinstance(found, Reward)  # strict has raised otherwise
-        return found.value
+        return preferred(self.compare_many, prompt, a, b)
 
     def rank(self, prompt: Prompt, responses: Sequence[str]) -> list[Ranked]:
         """The responses, best first; unscored ones come last, in the order given."""

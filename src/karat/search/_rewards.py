@@ -1,9 +1,26 @@
 """Reward models by the word that a user types: a folder or hub id, the URL of a `karat serve`, or `replay:FILE`."""
 
+from collections.abc import Collection
 from typing import Any
 
 from karat.rewards.base import RewardModel
+from karat.search.base import Options, method
 from karat.types import BadInput
+
+
+def check_given(name: str, options: Options, word: str | None, given: Collection[str]) -> None:
+    """Raise BadInput for a reward model that a method would not ask, and for settings of one that there is not.
+
+    Args:
+        name: of the method.
+        options: the method's.
+        word: the reward model's; None where there is none.
+        given: the names of the reward model's settings that a user gave.
+    """
+    if word is not None and not method(name).rewarded(options):
+        raise BadInput(f"{name} chooses without rewards here; leave --reward out, or take another method")
+    if word is None and given:
+        raise BadInput(f"--{min(given).replace('_', '-')} is for a reward model, and there is none; leave it out")
 
 
 def open_reward(word: str, device: str = "auto", dtype: str = "auto", **options: Any) -> RewardModel:

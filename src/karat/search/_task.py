@@ -9,11 +9,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from karat.formats._columns import Missing, present, prompt, renames
+from karat.formats import truthfulqa
+from karat.formats._columns import QUESTIONS, Missing, asked, present, renames
 from karat.rewards._answers import final_answer, known_reference, marked_answer
 from karat.search.base import Candidate, Policy
 from karat.spec import one_line
-from karat.types import BadInput, Message, nearest
+from karat.types import BadInput, Message, as_messages, nearest
 
 PARAGRAPH = "\n\n"
 
@@ -131,12 +132,15 @@ class Problem:
 
 
 def read_problem(row: Mapping[str, Any], line: int) -> Problem:
-    """A row with prompt, and maybe the answer.
+    """A row with prompt (or problem, or question), and maybe the answer; a row of TruthfulQA with its answers to it.
 
     Raises:
         BadInput: there is no prompt, or the answer is no text or number.
     """
-    messages = prompt(row)
+    if row.get("mc1_targets") is not None:
+        text, letter = truthfulqa.choice(row)
+        return Problem(line, as_messages(text), letter)
+    messages = asked(row)
     if not messages:
         raise BadInput("the prompt has no message, so there is nothing to answer; give one")
     try:
@@ -150,8 +154,9 @@ def read_problem(row: Mapping[str, Any], line: int) -> Problem:
 
 def check_columns(columns: Sequence[str], path: str) -> None:
     """Raise BadInput for columns that cannot hold problems."""
-    if "prompt" not in columns:
-        misspelt = renames(sorted(columns), ("prompt", "answer"))
+    if not set(QUESTIONS) & set(columns):
+        misspelt = renames(sorted(columns), (*QUESTIONS, "answer"))
         raise BadInput(
-            f"{path} has no column 'prompt', but a problem needs one; {f'rename {misspelt}' if misspelt else 'add it'}"
+            f"{path} has no column 'prompt' (nor 'problem' or 'question'), but a problem needs one;"
+            f" {f'rename {misspelt}' if misspelt else 'add it'}"
         )

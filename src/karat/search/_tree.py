@@ -22,8 +22,12 @@ class Growing(Options):
 
     @property
     def problem(self) -> str:
-        """N has to be a multiple of width."""
-        return f"n={self.n} is no multiple of width={self.width}; change one" if self.n % self.width else ""
+        """N has to be a multiple of width, and weights are for a vote."""
+        if self.n % self.width:
+            return f"n={self.n} is no multiple of width={self.width}; change one"
+        if self.normalize != "none" and self.choose != "weighted":
+            return f"normalize={self.normalize!r} makes weights for choose='weighted'; give that too, or leave it out"
+        return ""
 
 
 @dataclass(frozen=True, slots=True)

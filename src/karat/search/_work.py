@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, get_args
 
+from karat.progress import track
 from karat.rewards._among import among
 from karat.rewards._equality import Judge
 from karat.rewards.base import RewardModel
@@ -94,6 +95,11 @@ def check(name: str, method: Method, options: Options, reward: RewardModel | Non
         raise BadInput(f"{name} chooses by rewards; give a reward model with --reward")
     if method.alone and reward.compares:
         raise Refused(f"{name} needs a reward for each answer by itself, and this model compares two; use tournament")
+    if not reward.compares and (unused := {"meeting", "worth"} & options.model_fields_set):
+        raise BadInput(
+            f"{min(unused)} is for models that compare two answers, and this one rewards each by itself, so that none"
+            " meet; leave it out"
+        )
     # Negative rewards turn a vote round: of a (-1, -1) and b (-1.5), the sum prefers b.
     if method.adds(options) and reward.output != "probability":
         raise Refused(
@@ -265,7 +271,8 @@ def _scored(requests: dict[int, Score], works: Sequence[Work], tools: Tools) -> 
         for one in {c.text: c for c in request.candidates}.values()
         if one.text not in works[number].rewards
     ]
-    results = model.score_many([_example(work.problem, one, model) for work, one in new])
+    examples = [_example(work.problem, one, model) for work, one in new]
+    results = track(model.score_many(examples), len(examples), "scored")
     for (work, one), result in zip(new, results, strict=True):
         _count(work, result, tools.reward_size)
         work.rewards[one.text] = result

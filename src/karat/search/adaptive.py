@@ -22,6 +22,12 @@ class Adaptive(Options):
     weigh: Literal["reward", "count"] = "reward"  # what an answer counts
     normalize: Literal["none", "sigmoid"] = "none"  # what makes weights in [0, 1] of rewards that are log-odds
 
+    @property
+    def problem(self) -> str:
+        """Counts need no weights."""
+        counts = self.weigh == "count" and self.normalize != "none"
+        return f"normalize={self.normalize!r} makes weights of rewards, and weigh='count' has none" if counts else ""
+
 
 def adaptive(options: Adaptive) -> Searching[Found]:
     """Draw a wave, weigh, and go on while the winner is in doubt."""

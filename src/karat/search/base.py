@@ -5,6 +5,7 @@ drawn, scored or compared, and is sent what came of it. So it knows nothing of p
 the searches of many problems share their batches.
 """
 
+import difflib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
@@ -176,6 +177,15 @@ def options(name: str, given: dict[str, Any]) -> Options:
     if found.problem:
         raise BadInput(found.problem)
     return found
+
+
+def hint(name: str, word: str) -> str:
+    """What is said of an option that a method does not have: the one that is meant, or the methods that have it."""
+    own = difflib.get_close_matches(word, method(name).options.model_fields, n=1, cutoff=0.7)
+    if own:
+        return f"; did you mean '--{own[0].replace('_', '-')}'?"
+    others = [other for other in methods() if word in method(other).options.model_fields]
+    return f" of {name}; it is an option of {', '.join(others)}" if others else ""
 
 
 def search(

@@ -166,7 +166,7 @@ class App:
         try:
             read = None if route.body is None else route.body.model_validate(body)
         except ValidationError as error:
-            raise _replies.unreadable(error) from None
+            raise _replies.unreadable(error, body) from None
         request = self._request(call, read, next(iter(self.pipelines)) if route.body is None else body.get("model"))
         found = await call.incoming.unless_left(route.handler(request))
         return found if isinstance(found, Reply) else Reply(found)

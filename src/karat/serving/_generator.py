@@ -104,9 +104,11 @@ class Generator:
             starter.join()
 
     async def answers(
-        self, messages: Sequence[Message], count: int, sampling: Sampling, deadline: float | None = None
+        self, messages: Sequence[Message], begun: str, count: int, sampling: Sampling, deadline: float | None = None
     ) -> tuple[list[int], list[AsyncIterator[list[int]]]]:
         """The ids of a conversation, and those of answers to it, a few at a time as they are drawn, ends included.
+
+        `begun` is the beginning of each answer; it counts among the conversation.
 
         Raises:
             Refused: the conversation has no text, or leaves no room for an answer.
@@ -114,7 +116,7 @@ class Generator:
             Overloaded: too many wait already.
             Late: the deadline passed before there was room.
         """
-        ids = await self._read(messages, deadline)
+        ids = await self._read(messages, begun, deadline)
         room = self.positions - len(ids)
         if room < 1:
             raise Refused(f"{len(ids)} tokens leave no room in the model's {self.positions} for an answer")
@@ -131,9 +133,9 @@ class Generator:
         self._check_room(pages)
         return ids, [self._drawn(ids, most, sampling, deadline) for _ in range(count)]
 
-    async def _read(self, messages: Sequence[Message], deadline: float | None) -> list[int]:
+    async def _read(self, messages: Sequence[Message], begun: str, deadline: float | None) -> list[int]:
         """The ids of a conversation, off the event loop; what no tokens of the model could say is not looked at."""
-        size = sum(len(message.content) for message in messages)
+        size = sum(len(message.content) for message in messages) + len(begun)
         if size > self._longest * self.positions:
             raise Refused(f"{size} characters leave no room in the model's {self.positions} tokens for an answer")
         now, loop = time.monotonic(), asyncio.get_running_loop()
@@ -141,7 +143,7 @@ class Generator:
         self._reading.start(size, now)
         try:
             async with asyncio.timeout_at(_ends_at(deadline)):
-                return await loop.run_in_executor(self._readers, self.opening, messages)
+                return await loop.run_in_executor(self._readers, self.opening, messages, begun)
         except TimeoutError:
             raise Late("the deadline passed before the conversation was read") from None
         finally:

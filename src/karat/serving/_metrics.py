@@ -1,7 +1,7 @@
 """What the server counts and times, for Prometheus. Nothing here holds a text or a user's name."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -59,6 +59,7 @@ class Metrics:
         self.reloads = Counter(
             "karat_reloads", "Models that were loaded anew, or refused.", ("model", "done"), registry=own
         )
+        self._of: Callable[..., Any] = cache(lambda metric, *labels: metric.labels(*labels))  # looked up once
         self._gauges = {name: Gauge(name, said, of, registry=own) for name, said in _GAUGES.items()}
 
     def watch(self, name: str, pipeline: Pipeline, drift: Callable[[], float]) -> None:
@@ -66,7 +67,7 @@ class Metrics:
         batcher: Batcher[Any, Any] = pipeline.batcher
         batcher.on_batch = partial(self._batch, name)
         pipeline.on_outcomes = partial(self.scored, name)
-        pipeline.on_stage = lambda stage, seconds: self.stages.labels(name, stage).observe(seconds)
+        pipeline.on_stage = lambda stage, seconds: self._of(self.stages, name, stage).observe(seconds)
         read: dict[str, Callable[[], float]] = {
             "karat_waiting": lambda: batcher.waiting,
             "karat_expected_wait_seconds": pipeline.load.wait,
@@ -80,25 +81,25 @@ class Metrics:
             own.labels(name).set_function(read[gauge])
 
     def _batch(self, name: str, pieces: int, tokens: int, saved: int, seconds: float) -> None:
-        self.batch_pieces.labels(name).observe(pieces)
-        self.batch_seconds.labels(name).observe(seconds)
-        self.tokens.labels(name).inc(tokens)
-        self.shared.labels(name).inc(saved)
+        self._of(self.batch_pieces, name).observe(pieces)
+        self._of(self.batch_seconds, name).observe(seconds)
+        self._of(self.tokens, name).inc(tokens)
+        self._of(self.shared, name).inc(saved)
 
     def answered(self, path: str, status: int, seconds: float) -> None:
         """A request was answered. `path` is one of the server's own, or "other"."""
-        self.requests.labels(path, str(status)).inc()
+        self._of(self.requests, path, status).inc()
         self.seconds.observe(seconds)
 
     def scored(self, name: str, outcomes: list[Outcome]) -> None:
         """Results of a model were given."""
-        rewards = self.rewards.labels(name)
-        for outcome in outcomes:
-            if isinstance(outcome, Reward):
-                rewards.observe(outcome.value)
-                self.cached.labels(name).inc(outcome.cached_tokens)
-            else:
-                self.unscored.labels(name).inc()
+        rewards = [outcome for outcome in outcomes if isinstance(outcome, Reward)]
+        histogram = self._of(self.rewards, name)
+        for reward in rewards:
+            histogram.observe(reward.value)
+        self._of(self.cached, name).inc(sum(reward.cached_tokens for reward in rewards))
+        if len(rewards) < len(outcomes):
+            self._of(self.unscored, name).inc(len(outcomes) - len(rewards))
 
     def text(self) -> bytes:
         """All of it in Prometheus' own format."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from karat.engine.base import out_of_memory
 from karat.rewards.base import RewardModel
@@ -30,6 +31,7 @@ class Models(Mapping[str, Pipeline]):
         self.canaries = {name: Canary(pipeline) for name, pipeline in pipelines.items()}
         self._reloading: dict[str, asyncio.Task[None]] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._loaders = ThreadPoolExecutor(thread_name_prefix="karat-load")  # the end waits for none that still loads
         for name in self._pipelines:
             self._watch(name)
 
@@ -118,7 +120,7 @@ class Models(Mapping[str, Pipeline]):
 
     async def _loaded(self, name: str) -> tuple[Pipeline, Canary]:
         """A new model that may take the place of the old one."""
-        pipeline = await asyncio.to_thread(self._sources[name])
+        pipeline = await asyncio.get_running_loop().run_in_executor(self._loaders, self._sources[name])
         canary = Canary(pipeline)
         try:
             _check_alike(self._pipelines[name].model, pipeline.model)
@@ -137,6 +139,7 @@ class Models(Mapping[str, Pipeline]):
         """Do what was taken, and end."""
         for pipeline in self.values():
             pipeline.close(10.0)
+        self._loaders.shutdown(wait=False, cancel_futures=True)
 
 
 async def _gone(pipeline: Pipeline) -> None:

@@ -85,7 +85,7 @@ class Pipeline:
         self._calls = ThreadPoolExecutor(CALLERS, "karat-call")
         self._readers = ThreadPoolExecutor(READERS, "karat-read")
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._closed = False
+        self._closed, self._door = False, threading.Lock()  # which holds: nothing is put behind what ends the threads
         self._users, self._unused = 0, asyncio.Event()
         self._unused.set()
         self._threads = [
@@ -108,9 +108,10 @@ class Pipeline:
         self._loop = asyncio.get_running_loop()
         job = _Job(rows, model or self.model, sum(map(size_of, rows)), self._loop.create_future(), deadline)
         self._admit(job.size, deadline)
-        self._inbox.put(job)
         timer = self._loop.call_at(self._loop.time() + deadline - time.monotonic(), _expire, job) if deadline else None
         try:
+            with self._open():
+                self._inbox.put(job)
             found = await job.future
             self._tell(job, found)
             return found
@@ -122,6 +123,14 @@ class Pipeline:
                 job.ticket.cancel()
             finished = job.future.done() and not job.future.cancelled() and job.future.exception() is None
             self.load.stop(job.size, time.monotonic(), finished)
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """While something is handed to the threads; Raises Closed where they have ended, or were told to."""
+        with self._door:
+            if self._closed:
+                raise _closed()
+            yield
 
     def _tell(self, job: _Job, found: list[Outcome]) -> None:
         if self.on_outcomes:
@@ -143,8 +152,9 @@ class Pipeline:
         caller, done = Caller(deadline), False
         try:
             async with in_time(deadline):
-                loop = asyncio.get_running_loop()
-                found = await loop.run_in_executor(self._calls, partial(_asked, caller, function))
+                with self._open():
+                    asked = asyncio.get_running_loop().run_in_executor(self._calls, partial(_asked, caller, function))
+                found = await asked
             done = True
             return found
         finally:
@@ -152,8 +162,6 @@ class Pipeline:
             self.load.stop(size, time.monotonic(), done)
 
     def _admit(self, size: int, deadline: float | None) -> None:
-        if self._closed:  # nobody would render it
-            raise Closed("the server is about to end")
         now = time.monotonic()
         patience = self.longest_wait if deadline is None else min(self.longest_wait, deadline - now)
         if patience <= 0:
@@ -188,15 +196,16 @@ class Pipeline:
 
     def close(self, timeout: float | None = None) -> None:
         """Do what was taken, and end."""
-        self._closed = True
-        for _ in self._threads:
-            self._inbox.put(None)
+        with self._door:
+            self._closed = True
+            for _ in self._threads:
+                self._inbox.put(None)
         for thread in self._threads:
             thread.join(timeout)
         self.batcher.close(timeout)
         if self.generator:
             self.generator.close()
-        self._calls.shutdown(wait=False, cancel_futures=True)
+        self._calls.shutdown(wait=False)  # what waits there is told so by the batcher, and not left alone
         self._readers.shutdown(wait=False)
         self._variants.close()
 
@@ -278,7 +287,7 @@ class Pipeline:
         try:
             self._readers.submit(self._read, job)
         except RuntimeError:
-            self._fail(job, Closed("the server is about to end"))
+            self._fail(job, _closed())
 
     def _is_variant(self, model: RewardModel) -> bool:
         """Whether it has a head or options of its own, which take time to apply."""
@@ -328,6 +337,10 @@ class Pipeline:
             found = outcomes(job.model, self.model, good, found)
         left = iter(found)
         return [one if isinstance(one, Unscored) else next(left) for one in job.rendered]
+
+
+def _closed() -> Closed:
+    return Closed("the server is about to end")
 
 
 def _unread(error: BaseException) -> WorkError:

@@ -190,7 +190,7 @@ def read(raw: bytes) -> Form:
     try:
         return Form.model_validate({**found, "model": found.get("model") or None})
     except ValidationError as error:
-        raise _replies.unreadable(error) from None
+        raise _replies.unreadable(error, found) from None
 
 
 def check_form(headers: Mapping[str, str]) -> None:

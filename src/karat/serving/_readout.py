@@ -5,17 +5,18 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 from weakref import WeakKeyDictionary
 
-from pydantic import Field, FiniteFloat
+from pydantic import BeforeValidator, Field, FiniteFloat
 
 from karat.rewards._local import LocalModel
 from karat.rewards.base import RewardModel
 from karat.serving._rows import Outcome
-from karat.serving.base import ApiError, Request, Strict, as_error
+from karat.serving.base import KEYS, ApiError, Request, Strict, as_error, check_rewards, few
 from karat.types import Reward
 
 Name = Annotated[str, Field(max_length=200)]
 _FLOAT32 = 3.4028234663852886e38
 Number = Annotated[FiniteFloat, Field(ge=-_FLOAT32, le=_FLOAT32)]
+Numbers = Annotated[dict[Name, Number], BeforeValidator(few), Field(max_length=KEYS)]
 Label = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
@@ -27,9 +28,11 @@ class Options(Strict):
     """
 
     activation: Literal["identity", "sigmoid", "softmax"] | None = None
-    output: Annotated[int, Field(ge=0, le=4096)] | Annotated[list[Number], Field(max_length=4096)] | None = None
-    weights: dict[Name, Number] | None = Field(default=None, max_length=4096)
-    at_least: dict[Name, Number] | None = Field(default=None, max_length=4096)
+    output: (
+        Annotated[int, Field(ge=0, le=4096)] | Annotated[list[Number], Field(max_length=4096, fail_fast=True)] | None
+    ) = None
+    weights: Numbers | None = None
+    at_least: Numbers | None = None
     aggregate: Literal["min", "last", "prod", "mean", "max", "sum"] | None = None
     max_length: int | None = Field(default=None, ge=1, le=1 << 24)
     over_length: Literal["error", "cut_prompt"] | None = None
@@ -50,8 +53,7 @@ async def read_by(request: Request[Any], options: Options) -> RewardModel:
         Refused: the options make another model of it.
     """
     model = await request.pipeline.variant(options.given() if options.model_fields_set else {}, request.deadline)
-    if isinstance(model, LocalModel) and model.spec.head.type == "hidden":
-        raise ApiError(400, "this model gives embeddings and no rewards; use /v1/embeddings", "refused")
+    check_rewards(model)
     return model
 
 

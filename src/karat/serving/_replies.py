@@ -9,13 +9,10 @@ import pydantic_core
 from pydantic import ValidationError
 
 from karat.engine._load import WorkError
+from karat.serving._sentences import problems
 from karat.serving.base import ApiError, Reply, as_error
 from karat.types import KaratError
 
-_MENDS = {
-    "extra_forbidden": "there is no such key here; check how it is spelled, or leave it out",
-    "missing": "it is missing; give it",
-}
 _LOG = logging.getLogger("karat.serving")
 
 
@@ -33,13 +30,12 @@ def of_error(error: Exception, number: str) -> Reply:
     return Reply({"error": told.as_json()}, headers=told.headers, status=told.status)
 
 
-def unreadable(error: ValidationError) -> ApiError:
-    """What is wrong with a body, of many faults the first three."""
-    problems = error.errors(include_url=False, include_context=False, include_input=False)
-    said = [f"{'.'.join(map(str, p['loc'])) or 'body'}: {_MENDS.get(p['type'], p['msg'])}" for p in problems[:3]]
-    more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-    param = ".".join(map(str, problems[0]["loc"])) or None
-    return ApiError(400, "; ".join(said)[:600] + more, "invalid_value", param and param[:100])
+def unreadable(error: ValidationError, body: Mapping[str, Any] | None = None) -> ApiError:
+    """What is wrong with a body, of many faults the first three; without the body only its own keys are named."""
+    found = problems(error, body or {})
+    said = [f"{path[:100]}: {sentence}" if path else sentence for path, sentence in found[:3]]
+    more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+    return ApiError(400, "; ".join(said)[:600] + more, "invalid_value", found[0][0][:100] or None)
 
 
 async def send(reply: Reply, send: Callable[[Any], Awaitable[None]], headers: Mapping[str, str]) -> None:

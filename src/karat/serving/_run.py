@@ -1,17 +1,17 @@
-"""The server as a process: uvicorn around the application, a guard against endless headers, and who may be let in."""
+"""The server as a process: uvicorn around the application, and a guard against endless headers."""
 
 import asyncio
-import ipaddress
+import atexit
+import contextlib
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -22,25 +22,11 @@ from karat.serving._generator import Generator
 from karat.serving._incoming import Settings
 from karat.serving._pipeline import Pipeline
 from karat.serving._turns import Turns
-from karat.types import BadInput, Refused
+from karat.types import Refused
 
 MOST_HEAD = 64 << 10  # bytes of a request's first line and headers
 SLOW_HEAD = 20.0  # seconds that they may take to arrive
 SWITCH = 0.0005  # seconds after which a thread of Python makes room for another: the engine's leaves gaps that small
-_LOCAL = ("localhost", "127.0.0.1", "[::1]")
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; before a model is loaded, so that nobody waits for what cannot be.
-
-    Raises:
-        BadInput: nothing can listen there.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=4096)
-    except (OSError, OverflowError) as error:
-        raise BadInput(f"{host}:{port} cannot be listened at ({error}); choose another --host or --port") from None
 
 
 @dataclass(frozen=True)
@@ -60,22 +46,6 @@ class Source:
         model = load(self.path, **self.options)
         generator = Generator(model, self.path, turns) if self.generates else None
         return Pipeline(model, max_batch_tokens, max_wait, turns, generator)
-
-
-def named(paths: Sequence[str], names: Sequence[str]) -> list[str]:
-    """What models are called in requests and replies: as they are named, or by their folders or hub ids.
-
-    Raises:
-        BadInput: there are not as many names as models, or two have the same.
-    """
-    if names and len(names) != len(paths):
-        raise BadInput(
-            f"there are {len(paths)} models and {len(names)} names; give --name once for each, or leave it out"
-        )
-    found = list(names) or [_name_of(path) for path in paths]
-    if len(set(found)) != len(found):
-        raise BadInput(f"two models would be called {max(found, key=found.count)!r}; give --name for each")
-    return found
 
 
 def serve(
@@ -103,6 +73,19 @@ def serve(
         raise Refused(app.problem or "the server did not start; the lines above say why")
     if broken := app.pipelines.broken:
         raise Refused(f"{broken}, so the server ended; start it anew")
+
+
+def end() -> NoReturn:
+    """End the process with 0 when all is answered.
+
+    Nobody waits for what is left then: Python would take apart half a million objects of its libraries, and join
+    threads that still ask a judge across the network for a client that has gone.
+    """
+    atexit._run_exitfuncs()  # spans that are not sent yet
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(0)
 
 
 def _config(app: App) -> uvicorn.Config:
@@ -208,47 +191,3 @@ _TOO_LONG = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n"
     b"content-length: %d\r\n\r\n%s" % (len(_ERROR), _ERROR)
 )
-
-
-def read_key(path: str) -> str | None:
-    """The key of a file, else of the environment variable KARAT_API_KEY; None where there is none.
-
-    Raises:
-        BadInput: the file cannot be read or is empty.
-    """
-    if not path:
-        return os.environ.get("KARAT_API_KEY") or None
-    try:
-        key = Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"the key in {path} cannot be read ({error}); give another --api-key-file") from None
-    if not key:
-        raise BadInput(f"{path} holds no key; write one into it")
-    return key
-
-
-def _name_of(model: str) -> str:
-    return Path(model).resolve().name if Path(model).is_dir() else model
-
-
-def hosts_of(host: str, allowed: Sequence[str], key: str | None, insecure: bool) -> frozenset[str] | None:
-    """The names that a server at `host` may be called by; None for any.
-
-    Raises:
-        Refused: it would let in everyone on the network.
-    """
-    if not _is_local(host) and key is None and not insecure:
-        raise Refused(
-            f"{host} lets in everyone who can reach this machine; give --api-key-file, listen at 127.0.0.1, or say"
-            " --insecure"
-        )
-    if not _is_local(host) and not allowed:
-        return None
-    return frozenset({*_LOCAL, host.lower(), *(name.lower() for name in allowed)})
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"

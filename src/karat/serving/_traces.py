@@ -25,7 +25,7 @@ class Trace:
         found = _PARENT.fullmatch(headers.get("traceparent", ""))
         self.header = found[0] if found else ""  # what is sent back
         self._span: Any = None
-        if _HAS_API:
+        if _HAS_API and _records():
             self._begin({"traceparent": self.header, "tracestate": _state(headers)} if found else {})
 
     def _begin(self, parent: Mapping[str, str]) -> None:
@@ -53,6 +53,12 @@ class Trace:
             codes = import_module("opentelemetry.trace").StatusCode
             self._span.set_status(codes.ERROR)
         self._span.end()
+
+
+def _records() -> bool:
+    """Whether an SDK was set up, without which spans go nowhere."""
+    api = import_module("opentelemetry.trace")
+    return not isinstance(api.get_tracer_provider(), api.ProxyTracerProvider)
 
 
 def _state(headers: Mapping[str, str]) -> str:

@@ -1,9 +1,9 @@
 """What those ask who run the server: to load a model anew from where it came from, while requests go on."""
 
-from typing import Any
+from typing import Any, Literal
 
 from karat.serving._readout import Name
-from karat.serving.base import ApiError, Request, Route, Strict
+from karat.serving.base import ApiError, Gives, Request, Route, Shape, Strict
 from karat.types import KaratError
 
 
@@ -24,4 +24,15 @@ async def reload(request: Request[ReloadBody]) -> Any:
     return {"object": "model", "id": request.name, "reloaded": True, "fingerprint": getattr(model, "fingerprint", "")}
 
 
-ROUTES = (Route("/admin/reload", reload, ReloadBody, {}, keyed=True),)
+class Reloaded(Shape):
+    """The model that took the place of the old one."""
+
+    object: Literal["model"]
+    id: str
+    reloaded: Literal[True]
+    fingerprint: str
+
+
+_NEW = {"object": "model", "id": "my-model", "reloaded": True, "fingerprint": "9f86d0818"}
+
+ROUTES = (Route("/admin/reload", reload, ReloadBody, Gives(Reloaded, _NEW), {}, keyed=True),)

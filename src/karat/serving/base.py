@@ -7,12 +7,14 @@ whose `claims` says so of the body takes it, and one without `claims` takes what
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Generic, NamedTuple, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from karat.engine._load import Overloaded, WorkError
 from karat.engine._work import Closed, Late
+from karat.rewards._local import LocalModel
 from karat.rewards.base import RewardModel
 from karat.serving._models import Models
 from karat.serving._pipeline import Pipeline
@@ -20,17 +22,27 @@ from karat.serving._rows import Outcome, Row
 from karat.types import Message, Reward, Unscored
 
 MOST = 2048  # answers to a request
+KEYS = 4096  # to an object
 
 B = TypeVar("B", bound=BaseModel)
 
 Text = str
-Texts = Annotated[list[str], Field(min_length=1, max_length=MOST)]
+# A list is read up to its first fault: of a million faults each would be told apart, in gigabytes.
+Texts = Annotated[list[str], Field(min_length=1, max_length=MOST, fail_fast=True)]
+
+
+def few(given: Any) -> Any:
+    """An object as it is; Raises ValueError where there are more keys than any may have, before each is looked at."""
+    if isinstance(given, dict) and len(given) > KEYS:
+        raise ValueError(f"there are {len(given)} keys; give at most {KEYS}")
+    return given
 
 
 class Strict(BaseModel):
     """A body of karat's own: a key that it does not know is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)  # 0 is not false, and "3" no number
+    _few_keys = model_validator(mode="before")(few)
 
 
 class Lenient(BaseModel):
@@ -54,7 +66,57 @@ class Turn(Strict):
         return Message(self.role, self.content)
 
 
-Turns = Annotated[list[Turn], Field(min_length=1, max_length=MOST)]
+Turns = Annotated[list[Turn], Field(min_length=1, max_length=MOST, fail_fast=True)]
+
+
+Absent: TypeAlias = SkipJsonSchema[None]  # of a key that is not always there
+
+
+class Shape(BaseModel):
+    """What a reply holds, for the OpenAPI document; replies themselves are made without it."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class Failure(Shape):
+    """What went wrong, and how it is mended."""
+
+    message: str
+    type: str
+    param: str | None  # the place in the body
+    code: str | None
+
+
+class Error(Shape):
+    """OpenAI's shape of an error."""
+
+    error: Failure
+
+
+class Usage(Shape):
+    """Tokens of what was scored."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int
+    cached_tokens: int  # of these, those that were not computed for this request
+
+
+class Envelope(Shape):
+    """What OpenAI-like replies begin with."""
+
+    id: str
+    object: Literal["list"]
+    created: int  # seconds since 1970
+    model: str
+
+
+class Gives(NamedTuple):
+    """The replies of a route."""
+
+    shape: Any  # a type
+    example: Any
+    stream: str = ""  # the media type where a stream is asked for
 
 
 class ApiError(Exception):
@@ -106,7 +168,12 @@ class Request(Generic[B]):
     all: Models = field(kw_only=True)  # every model that is served, by name
 
     async def outcomes(self, rows: Sequence[Row], model: RewardModel | None = None) -> list[Outcome]:
-        """A result or an error for each row."""
+        """A result or an error for each row.
+
+        Raises:
+            ApiError: the model has no rewards.
+        """
+        check_rewards(model or self.pipeline.model)
         return await self.pipeline.score(rows, model, self.deadline)
 
     async def rewards(self, rows: Sequence[Row], model: RewardModel | None = None) -> list[Reward]:
@@ -121,10 +188,7 @@ class Request(Generic[B]):
     def _reward(self, place: int, outcome: Outcome, count: int) -> Reward:
         if isinstance(outcome, Reward):
             return outcome
-        error = as_error(outcome)
-        if count > 1:
-            error.message = f"input {place}: {error.message}"
-        raise error
+        raise error_of_input(outcome, place, count)
 
     def envelope(self, prefix: str) -> dict[str, Any]:
         """What OpenAI-like replies begin with."""
@@ -140,6 +204,7 @@ class Route(NamedTuple):
     path: str
     handler: Handler
     body: type[BaseModel] | None  # None: GET, without one
+    gives: Gives
     example: Mapping[str, Any] = {}
     claims: Callable[[Mapping[str, Any]], bool] | None = None
     keyed: bool = False  # nobody may ask for it where the server has no key
@@ -148,6 +213,12 @@ class Route(NamedTuple):
 def has(*names: str) -> Callable[[Mapping[str, Any]], bool]:
     """Whether a body has all of these keys."""
     return lambda body: all(name in body for name in names)
+
+
+def check_rewards(model: RewardModel) -> None:
+    """Raise ApiError for a model of embeddings: the first number of a vector is no reward."""
+    if isinstance(model, LocalModel) and model.spec.head.type == "hidden":
+        raise ApiError(400, "this model gives embeddings and no rewards; use /v1/embeddings", "refused")
 
 
 def as_error(outcome: Unscored | WorkError | Exception) -> ApiError:
@@ -161,6 +232,22 @@ def as_error(outcome: Unscored | WorkError | Exception) -> ApiError:
     if isinstance(outcome, Closed):
         return ApiError(503, str(outcome), "unavailable", headers={"Retry-After": "1"})
     return ApiError(500, str(outcome), "model_failed")
+
+
+def error_of_input(outcome: Unscored | WorkError, place: int, count: int) -> ApiError:
+    """What is told of an input for which a whole request fails; of several it says which."""
+    error = as_error(outcome)
+    if count > 1:
+        error.message = f"input {place}: {error.message}"
+    return error
+
+
+USAGE = {"prompt_tokens": 42, "total_tokens": 42, "completion_tokens": 0, "cached_tokens": 36}  # in examples
+
+
+def enveloped(prefix: str) -> dict[str, Any]:
+    """What examples of OpenAI-like replies begin with."""
+    return {"id": f"{prefix}-1f0c6a3e-0", "object": "list", "created": 1767225600, "model": "my-model"}
 
 
 def usage(rewards: Sequence[Any]) -> dict[str, int]:

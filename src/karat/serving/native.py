@@ -9,13 +9,15 @@ import pydantic_core
 from pydantic import Field, model_validator
 
 from karat.engine._load import WorkError
-from karat.rewards._among import ROUND_ROBIN
+from karat.rewards._among import ROUND_ROBIN, floored
 from karat.rewards.base import Ranked, RewardModel
 from karat.serving._readout import Name, Options, read_by, readout, scorer, shown
-from karat.serving._rows import Outcome, Row
+from karat.serving._rows import Outcome, Row, size_of
+from karat.serving._shapes import COMPARISONS, MODELS, RANKING, REWARDS, Comparisons, ModelList, Ranking, Rewards
 from karat.serving.base import (
     MOST,
     ApiError,
+    Gives,
     Reply,
     Request,
     Route,
@@ -30,7 +32,7 @@ from karat.serving.base import (
 )
 from karat.types import Example, Message, Reward, as_messages
 
-Prompt = Text | Annotated[list[Turn], Field(max_length=MOST)]
+Prompt = Text | Annotated[list[Turn], Field(max_length=MOST, fail_fast=True)]
 
 
 class Steps(Strict):
@@ -39,7 +41,7 @@ class Steps(Strict):
     steps: Texts
 
 
-Candidates = Annotated[list[Text | Steps], Field(min_length=1, max_length=MOST)]
+Candidates = Annotated[list[Text | Steps], Field(min_length=1, max_length=MOST, fail_fast=True)]
 
 
 class Item(Strict):
@@ -75,7 +77,7 @@ class RewardBody(Item):
     """One item at the top, or several as `items`."""
 
     model: Name | None = None
-    items: Annotated[list[Item], Field(min_length=1, max_length=MOST)] | None = None
+    items: Annotated[list[Item], Field(min_length=1, max_length=MOST, fail_fast=True)] | None = None
     options: Options = Options()
     stream: bool = False
 
@@ -170,7 +172,7 @@ class CompareBody(Strict):
     prompt: Prompt | None = None
     a: Text | None = None
     b: Text | None = None
-    items: Annotated[list[Two], Field(min_length=1, max_length=MOST // 2)] | None = None
+    items: Annotated[list[Two], Field(min_length=1, max_length=MOST // 2, fail_fast=True)] | None = None
     options: Options = Options()
 
     def pairs(self) -> list[Two]:
@@ -191,12 +193,17 @@ async def compare(request: Request[CompareBody]) -> Any:
     pairs = request.body.pairs()
     model = await read_by(request, request.body.options)
     rows = [Example(messages_of(pair.prompt), pair.a, other=pair.b) for pair in pairs]
-    size = sum(len(pair.a) + len(pair.b) for pair in pairs)
+    size = sum(_size_of_two(row, model.compares) for row in rows)
     found = await request.pipeline.call(lambda: list(model.compare_many(rows)), size, request.deadline)
     if len(found) == 1 and not isinstance(found[0], Reward):
         raise as_error(found[0])
     data = [{"index": i, **_probability(one)} for i, one in enumerate(found)]
     return {**request.envelope("compare"), "data": data, "readout": readout(model), "usage": usage(found)}
+
+
+def _size_of_two(row: Example, together: bool) -> int:
+    """Characters that are read for a comparison: the prompt twice, and the answers where they are read together."""
+    return 2 * size_of(row) - (0 if together else len(row.response) + len(row.other or ""))
 
 
 def _probability(outcome: Outcome) -> dict[str, Any]:
@@ -248,7 +255,7 @@ def _in_order(found: list[Outcome]) -> Iterator[Ranked]:
         own = found[place]
         if not isinstance(own, Reward):
             return 2, 0.0
-        return int(any(flag.startswith("below_") for flag in own.flags)), -own.value
+        return int(floored(own.flags)), -own.value
 
     return (Ranked(place, found[place]) for place in sorted(range(len(found)), key=key))  # type: ignore[arg-type]
 
@@ -274,8 +281,26 @@ def _about(name: str, model: RewardModel) -> dict[str, Any]:
 
 
 ROUTES = (
-    Route("/v1/reward", reward, RewardBody, {"prompt": "What is 7*8?", "candidates": ["56", "54"]}),
-    Route("/v1/compare", compare, CompareBody, {"prompt": "What is 7*8?", "a": "56", "b": "54"}),
-    Route("/v1/rank", rank, RankBody, {"prompt": "What is 7*8?", "candidates": ["54", "56"]}),
-    Route("/v1/models", models, None),
+    Route(
+        "/v1/reward",
+        reward,
+        RewardBody,
+        Gives(Rewards, REWARDS, "application/x-ndjson"),
+        {"prompt": "What is 7*8?", "candidates": ["56", "54"]},
+    ),
+    Route(
+        "/v1/compare",
+        compare,
+        CompareBody,
+        Gives(Comparisons, COMPARISONS),
+        {"prompt": "What is 7*8?", "a": "56", "b": "54"},
+    ),
+    Route(
+        "/v1/rank",
+        rank,
+        RankBody,
+        Gives(Ranking, RANKING),
+        {"prompt": "What is 7*8?", "candidates": ["54", "56"]},
+    ),
+    Route("/v1/models", models, None, Gives(ModelList, MODELS)),
 )

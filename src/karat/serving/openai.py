@@ -3,15 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import pydantic_core
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from karat.engine._load import WorkError
 from karat.serving._generator import GREEDY, USUAL, Generator, Sampling
 from karat.serving._readout import Name
-from karat.serving.base import ApiError, Reply, Request, Route, Strict, Turns, as_error
+from karat.serving.base import ApiError, Gives, Reply, Request, Route, Shape, Strict, Turns, as_error, enveloped
+from karat.types import Message
 
 _MOST = f"tokens of an answer; where nothing is said {USUAL}, or as many as there is room for"
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
@@ -36,10 +37,38 @@ class ChatBody(Strict):
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=1, le=1 << 24)
     n: int = Field(default=1, ge=1, le=128)
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16, fail_fast=True)] | None = None
+    include_stop_str_in_output: bool = Field(default=False, description="vLLM's word: the answer keeps its stop text")
+    no_stop_trim: bool = Field(default=False, description="SGLang's word for the same")
+    continue_final_message: bool = Field(
+        default=False, description="vLLM's word: the last message is the beginning of the answer, which goes on with it"
+    )
+    add_generation_prompt: bool = Field(default=True, description="false with continue_final_message, and only then")
+    seed: int | None = Field(
+        default=None, description="changes nothing: answers are drawn together with those of other callers"
+    )
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     user: str | None = Field(default=None, max_length=512)  # is not looked at
+
+    @model_validator(mode="after")
+    def _goes_on(self) -> Self:
+        if self.continue_final_message == self.add_generation_prompt:
+            raise ValueError("set add_generation_prompt to the opposite of continue_final_message")
+        if self.continue_final_message and (len(self.messages) < 2 or self.messages[-1].role != "assistant"):
+            raise ValueError("continue_final_message wants a last message of the role assistant, behind another")
+        return self
+
+    @property
+    def opening(self) -> tuple[list[Message], str]:
+        """The messages before the answer, and its beginning."""
+        messages = [turn.message() for turn in self.messages]
+        return (messages[:-1], messages[-1].content) if self.continue_final_message else (messages, "")
+
+    @property
+    def keeps_stop(self) -> bool:
+        """Whether an answer ends behind its stop text, and not before."""
+        return self.include_stop_str_in_output or self.no_stop_trim
 
     @property
     def sampling(self) -> Sampling:
@@ -66,10 +95,9 @@ async def chat(request: Request[ChatBody]) -> Any:
     body, generator = request.body, request.pipeline.generator
     if generator is None:
         raise ApiError(400, "this server scores and does not generate; start it with --generate", "unsupported")
-    messages = [turn.message() for turn in body.messages]
-    asked, drawn = await generator.answers(messages, body.n, body.sampling, request.deadline)
+    asked, drawn = await generator.answers(*body.opening, body.n, body.sampling, request.deadline)
     read = len(asked)
-    pieces = _merged([_pieces(i, generator, body.stops, ids) for i, ids in enumerate(drawn)])
+    pieces = _merged([_pieces(i, generator, body, ids) for i, ids in enumerate(drawn)])
     first = await anext(pieces)  # what fails before anything is drawn has its own status
     if body.stream:
         return Reply(_streamed(request, read, first, pieces), "text/event-stream", {"cache-control": "no-cache"})
@@ -160,18 +188,19 @@ async def _merged(answers: Sequence[AsyncIterator[Piece]]) -> AsyncIterator[Piec
 
 
 async def _pieces(
-    place: int, generator: Generator, stops: Sequence[str], drawn: AsyncIterator[list[int]]
+    place: int, generator: Generator, body: ChatBody, drawn: AsyncIterator[list[int]]
 ) -> AsyncIterator[Piece]:
     """The text of an answer, held back where it may be the beginning of a character or of a stop."""
-    text, held = _Text(generator.tokenizer), ""
+    text, held, stops = _Text(generator.tokenizer), "", body.stops
     longest = max(map(len, stops), default=1) - 1
     last = -1
     async with aclosing(drawn):  # type: ignore[type-var]
         async for ids in drawn:
             last = ids[-1]
             held += text.more(ids)
-            if at := [held.index(stop) for stop in stops if stop in held]:
-                yield Piece(place, held[: min(at)], len(ids), "stop")
+            if at := [(held.index(stop), stop) for stop in stops if stop in held]:
+                begin, stop = min(at)
+                yield Piece(place, held[: begin + len(stop) * body.keeps_stop], len(ids), "stop")
                 return
             sure = len(held) - longest
             yield Piece(place, held[: max(0, sure)], len(ids))
@@ -203,11 +232,55 @@ class _Text:
         return str(self._tokenizer.decode(self._ids[self._from : stop], skip_special_tokens=True))
 
 
+class Answer(Shape):
+    """The assistant's message."""
+
+    role: Literal["assistant"]
+    content: str
+
+
+class Choice(Shape):
+    """One answer, and why it ended."""
+
+    index: int
+    message: Answer
+    logprobs: None
+    finish_reason: Literal["stop", "length"]
+
+
+class Used(Shape):
+    """Tokens of the conversation and of all answers."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Completion(Shape):
+    """Answers to a conversation."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Used
+
+
+_CHOICE = {"index": 0, "message": {"role": "assistant", "content": "56"}, "logprobs": None, "finish_reason": "stop"}
+_COMPLETION = {
+    **enveloped("chatcmpl"),
+    "object": "chat.completion",
+    "choices": [_CHOICE],
+    "usage": {"prompt_tokens": 21, "completion_tokens": 3, "total_tokens": 24},
+}
+
 ROUTES = (
     Route(
         "/v1/chat/completions",
         chat,
         ChatBody,
+        Gives(Completion, _COMPLETION, "text/event-stream"),
         {"messages": [{"role": "user", "content": "What is 7*8?"}], "max_tokens": 16},
     ),
 )

@@ -1,10 +1,8 @@
 """OpenRLHF's remote reward: finished texts of prompt and answer, control tokens and all."""
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
-
-from karat.serving.base import MOST, Lenient, Request, Route, Text, Texts
+from karat.serving.base import Gives, Lenient, Request, Route, Shape, Text, Texts
 
 
 class RewardBody(Lenient):
@@ -27,7 +25,7 @@ async def reward(request: Request[RewardBody]) -> Any:
 class FactoryBody(Lenient):
     """LLaMA-Factory's: finished texts under the name of messages."""
 
-    messages: Annotated[list[Text], Field(min_length=1, max_length=MOST)]
+    messages: Texts
 
 
 async def factory(request: Request[FactoryBody]) -> Any:
@@ -35,14 +33,33 @@ async def factory(request: Request[FactoryBody]) -> Any:
     return {"scores": [own.value for own in await request.rewards(list(request.body.messages))]}
 
 
+class TrainerRewards(Shape):
+    """TrainerRewards in order, twice, and each objective's for the trainer's log."""
+
+    rewards: list[float]
+    scores: list[float]
+    extra_logs: dict[str, list[float]]
+
+
+class TrainerScores(Shape):
+    """TrainerRewards in order."""
+
+    scores: list[float]
+
+
 ROUTES = (
     Route(
-        "/get_reward", reward, RewardBody, {"query": ["<s>a finished, templated text</s>"], "prompts": [], "labels": []}
+        "/get_reward",
+        reward,
+        RewardBody,
+        Gives(TrainerRewards, {"rewards": [1.93], "scores": [1.93], "extra_logs": {}}),
+        {"query": ["<s>a finished, templated text</s>"], "prompts": [], "labels": []},
     ),
     Route(
         "/get_reward",
         factory,
         FactoryBody,
+        Gives(TrainerScores, {"scores": [1.93]}),
         {"messages": ["<s>a text</s>"]},
         lambda body: "query" not in body and "messages" in body,
     ),

@@ -4,14 +4,14 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from karat.serving.base import MOST, Lenient, Request, Route, Text, Turn
+from karat.serving.base import MOST, Gives, Lenient, Request, Route, Text, Turn
 from karat.types import Example, as_messages
 
 
 class RewardBody(Lenient):
     """A prompt, as text or as messages, and its answer."""
 
-    prompt: Text | Annotated[list[Turn], Field(max_length=MOST)]
+    prompt: Text | Annotated[list[Turn], Field(max_length=MOST, fail_fast=True)]
     response: Text
     label: Any = None
 
@@ -24,4 +24,12 @@ async def reward(request: Request[RewardBody]) -> Any:
     return found.value
 
 
-ROUTES = (Route("/slime_reward", reward, RewardBody, {"prompt": "What is 7*8?", "response": "56", "label": None}),)
+ROUTES = (
+    Route(
+        "/slime_reward",
+        reward,
+        RewardBody,
+        Gives(float, 1.93),
+        {"prompt": "What is 7*8?", "response": "56", "label": None},
+    ),
+)

@@ -6,11 +6,11 @@ from pydantic import Field
 
 from karat.rewards._numbers import logistic
 from karat.serving._rows import Row
-from karat.serving.base import MOST, ApiError, Lenient, Request, Route, Text, Texts, has
+from karat.serving.base import MOST, Absent, ApiError, Gives, Lenient, Request, Route, Shape, Text, Texts, has
 from karat.serving.sglang import embedded
 from karat.serving.vllm import example
 
-Pair = Annotated[list[Text], Field(min_length=1, max_length=2)]
+Pair = Annotated[list[Text], Field(min_length=1, max_length=2, fail_fast=True)]
 
 
 class _Body(Lenient):
@@ -26,7 +26,7 @@ class _Body(Lenient):
 class PredictBody(_Body):
     """A finished text, a pair of prompt and answer, or a list of either in lists."""
 
-    inputs: Text | Annotated[list[Text | Pair], Field(min_length=1, max_length=MOST)]
+    inputs: Text | Annotated[list[Text | Pair], Field(min_length=1, max_length=MOST, fail_fast=True)]
 
     def rows(self) -> list[Row]:
         """What is scored: two texts are a prompt and its answer."""
@@ -84,11 +84,42 @@ async def embed(request: Request[EmbedBody]) -> Any:
         raise ApiError(
             400, "vectors are as the model was loaded, with normalize or without", "unsupported", "normalize"
         )
-    return await embedded(request, [body.inputs] if isinstance(body.inputs, str) else list(body.inputs))
+    vectors, _ = await embedded(request, [body.inputs] if isinstance(body.inputs, str) else list(body.inputs))
+    return vectors
 
+
+class Label(Shape):
+    """The reward as the score of the only label."""
+
+    score: float
+    label: str
+
+
+class Place(Shape):
+    """A text by its place in the request, with its score."""
+
+    index: int
+    score: float
+    text: str | Absent = None
+
+
+_PLACES = [{"index": 1, "score": 1.93}, {"index": 0, "score": -0.41}]
 
 ROUTES = (
-    Route("/predict", predict, PredictBody, {"inputs": "<s>a finished, templated text</s>", "raw_scores": True}),
-    Route("/rerank", rerank, RankBody, {"query": "What is 7*8?", "texts": ["54", "56"]}, has("texts")),
-    Route("/embed", embed, EmbedBody, {"inputs": ["a text"]}),
+    Route(
+        "/predict",
+        predict,
+        PredictBody,
+        Gives(list[Label] | list[list[Label]], [{"score": 1.93, "label": "LABEL_0"}]),
+        {"inputs": "<s>a finished, templated text</s>", "raw_scores": True},
+    ),
+    Route(
+        "/rerank",
+        rerank,
+        RankBody,
+        Gives(list[Place], _PLACES),
+        {"query": "What is 7*8?", "texts": ["54", "56"]},
+        has("texts"),
+    ),
+    Route("/embed", embed, EmbedBody, Gives(list[list[float]], [[0.6, -0.8]]), {"inputs": ["a text"]}),
 )

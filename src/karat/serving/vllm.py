@@ -16,20 +16,28 @@ from karat.serving._readout import Label, by_labels
 from karat.serving._rows import Row
 from karat.serving.base import (
     MOST,
+    USAGE,
+    Absent,
     ApiError,
+    Envelope,
+    Gives,
     Lenient,
     Request,
     Route,
+    Shape,
     Text,
     Texts,
     Turns,
+    Usage,
+    enveloped,
     rows_of_conversation,
     usage,
 )
 from karat.types import Example, Message, Reward
 
-Ids = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1, max_length=1 << 20)]
-Input = Text | Ids | Texts | Annotated[list[Ids], Field(min_length=1, max_length=MOST)]
+Ids = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1, max_length=1 << 20, fail_fast=True)]
+ManyIds = Annotated[list[Ids], Field(min_length=1, max_length=MOST, fail_fast=True)]
+Input = Text | Ids | Texts | ManyIds
 
 
 class PoolBody(Lenient):
@@ -172,7 +180,7 @@ class LabelsBody(Lenient):
 
     query: Text
     items: Text | Texts
-    label_token_ids: Annotated[list[Label], Field(min_length=1, max_length=64)]
+    label_token_ids: Annotated[list[Label], Field(min_length=1, max_length=64, fail_fast=True)]
     apply_softmax: bool = True
     item_first: bool = False
 
@@ -202,7 +210,7 @@ class RerankBody(Lenient):
     """Answers to one prompt, as rerankers call them."""
 
     query: Text
-    documents: Annotated[list[Text | dict[str, Any]], Field(min_length=1, max_length=MOST)]
+    documents: Annotated[list[Text | dict[str, Any]], Field(min_length=1, max_length=MOST, fail_fast=True)]
     top_n: Annotated[int, Field(ge=0, le=MOST)] | None = None
     return_documents: bool | None = None
     raw_scores: bool | None = None
@@ -249,21 +257,129 @@ async def rerank(request: Request[RerankBody]) -> Any:
     }
 
 
+class Classified(Shape):
+    """The reward of an input: the last of `probs`, behind its objectives."""
+
+    index: int
+    label: str
+    probs: list[float]
+    num_classes: int
+
+
+class Classes(Envelope):
+    """Rewards as vLLM's classes."""
+
+    data: list[Classified]
+    usage: Usage
+
+
+class Pooled(Shape):
+    """The reward of an input, or a row for each step; or its numbers in base64, as little-endian float32."""
+
+    index: int
+    object: Literal["pooling"]
+    data: list[float] | list[list[float]] | str
+
+
+class Pools(Envelope):
+    """Rewards as vLLM's pooled data."""
+
+    data: list[Pooled]
+    usage: Usage
+
+
+class OneScore(Shape):
+    """The score of one pair."""
+
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class Scores(Envelope):
+    """Scores of pairs."""
+
+    data: list[OneScore]
+    usage: Usage
+
+
+class Document(Shape):
+    """A document of the request."""
+
+    text: str
+
+
+class Relevance(Shape):
+    """A document by its place in the request, with its score."""
+
+    index: int
+    document: Document | Absent = None
+    relevance_score: float
+
+
+class Billed(Shape):
+    """Tokens as Jina bills them."""
+
+    total_tokens: int
+
+
+class InputTokens(Shape):
+    """Tokens as Cohere counts them."""
+
+    input_tokens: int
+
+
+class Meta(Shape):
+    """Tokens in the words of others."""
+
+    billed_units: Billed
+    tokens: InputTokens
+
+
+class Reranked(Shape):
+    """Documents, best first."""
+
+    id: str
+    model: str
+    results: list[Relevance]
+    usage: Usage
+    meta: Meta
+
+
+_CLASSES = {
+    **enveloped("classify"),
+    "data": [{"index": 0, "label": "LABEL_0", "probs": [1.93], "num_classes": 1}],
+    "usage": USAGE,
+}
+_POOLS = {**enveloped("pooling"), "data": [{"index": 0, "object": "pooling", "data": [1.93]}], "usage": USAGE}
+_SCORES = {**enveloped("score"), "data": [{"index": 0, "object": "score", "score": 1.93}], "usage": USAGE}
+RESULTS = [{"index": 1, "document": {"text": "56"}, "relevance_score": 1.93}]
+_BEST = {
+    "id": "score-1f0c6a3e-0",
+    "model": "my-model",
+    "results": RESULTS,
+    "usage": USAGE,
+    "meta": {"billed_units": {"total_tokens": 42}, "tokens": {"input_tokens": 42}},
+}
 _RANKED = {"query": "What is 7*8?", "documents": ["54", "56"], "top_n": 1}
 _POOLED = {"input": "<s>a finished, templated text</s>", "use_activation": False}
 
 ROUTES = (
-    Route("/classify", classify, PoolBody, _POOLED),
-    Route("/pooling", pooling, PoolBody, _POOLED),
-    Route("/score", score, ScoreBody, {"text_1": "What is 7*8?", "text_2": ["54", "56"]}),
-    Route("/v1/score", score, ScoreBody, {"queries": "What is 7*8?", "documents": ["54", "56"]}),
+    Route("/classify", classify, PoolBody, Gives(Classes, _CLASSES), _POOLED),
+    Route("/pooling", pooling, PoolBody, Gives(Pools, _POOLS), _POOLED),
+    Route("/score", score, ScoreBody, Gives(Scores, _SCORES), {"text_1": "What is 7*8?", "text_2": ["54", "56"]}),
+    Route(
+        "/v1/score", score, ScoreBody, Gives(Scores, _SCORES), {"queries": "What is 7*8?", "documents": ["54", "56"]}
+    ),
     Route(
         "/generative_scoring",
         generative_score,
         LabelsBody,
+        Gives(Scores, _SCORES),
         {"query": "Is 56 = 7*8?", "items": ["Yes"], "label_token_ids": [9693, 2152]},
     ),
-    Route("/rerank", rerank, RerankBody, _RANKED),
-    Route("/v1/rerank", rerank, RerankBody, _RANKED),
-    Route("/v2/rerank", rerank, RerankBody, _RANKED),
+    *(
+        Route(path, rerank, RerankBody, Gives(Reranked, _BEST), _RANKED)
+        for path in ("/rerank", "/v1/rerank", "/v2/rerank")
+    ),
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from karat.formats import stepwise
-from karat.formats._columns import context, only, present, prompt, renames, steps
+from karat.formats._columns import QUESTIONS, asked, context, only, present, renames, steps
 from karat.rewards._answers import final_answer, marked_answer, reference_answer
 from karat.rewards._equality import Judge
 from karat.search._task import PARAGRAPH, split
@@ -54,7 +54,7 @@ class Work:
 
 
 def read(row: Mapping[str, Any], line: int) -> Problem:
-    """A row with prompt, answer and, if they are to be labelled, steps or completions.
+    """A row with prompt (or problem, or question), answer and, if they are to be labelled, steps or completions.
 
     Raises:
         BadInput: a column is missing or of the wrong type.
@@ -66,13 +66,14 @@ def read(row: Mapping[str, Any], line: int) -> Problem:
     if not answer:
         raise BadInput("`answer` is empty, and without it no rollout can be judged; give one, or remove the row")
     ready = any(row.get(name) is not None for name in READY)
-    return Problem(line, prompt(row), answer, steps(row, only(row, READY)) if ready else (), context(row))
+    return Problem(line, asked(row), answer, steps(row, only(row, READY)) if ready else (), context(row))
 
 
 def check_columns(columns: set[str], path: str) -> None:
     """Raise BadInput for columns that cannot hold problems with answers."""
-    if lacking := [name for name in ("prompt", "answer") if name not in columns]:
-        misspelt = renames(sorted(columns), ("prompt", "answer"))
+    there = columns | {"prompt"} if set(QUESTIONS) & columns else columns
+    if lacking := [name for name in ("prompt", "answer") if name not in there]:
+        misspelt = renames(sorted(columns), (*QUESTIONS, "answer"))
         raise BadInput(
             f"{path} has no column {lacking[0]!r}, but a problem needs a prompt, and an answer to judge rollouts by"
             f"; {f'rename {misspelt}' if misspelt else 'add it'}"

@@ -12,7 +12,7 @@ from karat.models import checkpoint, scratch
 from karat.models.backbone import locate
 from karat.models.checkpoint import Parts
 from karat.rewards.base import Kind, defaults
-from karat.spec import RewardSpec
+from karat.spec import HEAD_NAMES, RewardSpec
 from karat.training import _work
 from karat.training.config import TrainConfig
 from karat.types import BadInput, nearest
@@ -120,6 +120,7 @@ def start(config: TrainConfig, model: str, device: str, made: Kind, items: Seque
     if spec.head.type == "log_ratio" and saved is None and "reference" not in options:
         spec = spec.with_options(reference=_first_model(config))
     parts = checkpoint.start(model, spec, device, plain=plain)
+    _check_head(parts.spec, spec, options)
     _without_dropout(parts.backbone)
     added = checkpoint.add_step_token(parts) if config.add_step_token else None
     if added is not None and config.method == "frozen":
@@ -133,6 +134,17 @@ def start(config: TrainConfig, model: str, device: str, made: Kind, items: Seque
     if config.method == "frozen":
         parts.backbone.requires_grad_(False)
     return parts, policy
+
+
+def _check_head(own: RewardSpec, asked: RewardSpec, options: Mapping[str, Any]) -> None:
+    """Raise BadInput where a run goes on from a model whose head is another than the one asked for."""
+    for name in HEAD_NAMES:
+        had = getattr(own.head, name)
+        if name in options and had != getattr(asked.head, name):
+            raise BadInput(
+                f"training goes on with the model's own head, whose {name} is {had!r}; leave {name} out, or start from"
+                " the model that it was trained from"
+            )
 
 
 def _first_model(config: TrainConfig) -> str:

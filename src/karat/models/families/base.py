@@ -48,6 +48,7 @@ class Family:
     of_class: bool = False  # transformers' own class for the task computes it
     asks: str = ""  # what the files leave open, and the options that settle it
     settled_by: tuple[str, ...] = ()
+    open_kinds: tuple[str, ...] = ()  # kinds that by themselves do not settle it
     notes: tuple[str, ...] = ()  # what a user should know, for `karat explain`
 
     def placed(self, evidence: Evidence) -> dict[str, str] | None:
@@ -100,13 +101,17 @@ class Found:
             Refused: the files leave something open that these options do not settle.
         """
         own = self.family.reading
-        if self.family.asks and not {*self.family.settled_by} & {*options}:
+        if self.family.asks and not self._settled(options):
             raise Refused(self.family.asks.replace("{outputs}", str(len_of(self.evidence, self.names))))
         told = dict(own(self.evidence) if callable(own) else own)
         usual = str(told.get("kind", "bradley_terry"))
         asked = str(options.get("kind", usual))
         # As a kind that reads something else, its head is read as that kind reads.
         return told if asked == usual or not {asked, usual} & _NOT_OF_ANSWERS else {}
+
+    def _settled(self, options: Mapping[str, Any]) -> bool:
+        answers = {*self.family.settled_by} & {*options}
+        return bool(answers - {"kind"}) or ("kind" in answers and options["kind"] not in self.family.open_kinds)
 
     def by_class(self, spec: RewardSpec) -> bool:
         """Whether transformers' class for the spec's task has a place for every tensor of the head."""

@@ -97,7 +97,8 @@ def _not_openrlhf(evidence: Evidence) -> bool:
 def _several(name: str) -> str:
     return (
         f"this {name} has {{outputs}} outputs, and the files do not say what they are: give output= the number of the"
-        " reward, counted from 0, or a weight for each; or kind='odin' or 'multi_objective' where they are objectives"
+        " reward, counted from 0, or a weight for each; spec='odin' where they are length and quality; or"
+        " kind='multi_objective' where they are objectives"
     )
 
 
@@ -119,6 +120,7 @@ FAMILIES = (
         of_class=True,
         asks=_several("classifier"),
         settled_by=("output", "kind"),
+        open_kinds=("odin",),
     ),
     Family(
         name="OpenRLHF",
@@ -149,6 +151,7 @@ FAMILIES = (
         of_class=True,
         asks=_several("encoder"),
         settled_by=("output", "kind"),
+        open_kinds=("odin",),
     ),
     Family(
         name="token classifier",
@@ -160,7 +163,8 @@ FAMILIES = (
         of_class=True,
         asks=(
             "this model rates tokens, and the mark behind each step is not in its files: give kind='process' and"
-            " step_token='\\n' (TRL's trainer), or step_token='\\n\\n' and output=[-1,1] (PURE), or its own"
+            " step_token='\\n' (TRL's trainer), or step_token='\\n\\n' and output=[-1,1] (PURE), or its own; or"
+            " spec='trl-prm', 'pure-prm' or 'math-minos'"
         ),
         settled_by=("kind", "step_token"),
         notes=("ids are prompt, step and mark, each tokenised alone, as they were trained; joined text differs",),

@@ -91,11 +91,7 @@ class Evidence:
         Raises:
             Refused: it is of a shape that karat has no use for.
         """
-        if getattr(self.settings, "is_encoder_decoder", False):
-            raise Refused(
-                f"{self._folder} is an encoder-decoder, which cannot be used: its reward is a word that it writes and"
-                " no state of it; choose a decoder or an encoder"
-            )
+        backbones.check_states(self.settings, self._folder)
         try:
             with torch.device("meta"), backbones.quiet():
                 return AutoModel.from_config(self.settings)

@@ -195,7 +195,7 @@ FAMILIES = (
         rows=(1,),
         asks=(
             "a layer called reward_head stands beside a language model, and the files do not say how it is read: give"
-            " activation='sigmoid' and layout='concat' (ReasonFlux), or activation='identity'"
+            " activation='sigmoid' and layout='concat' (spec='reasonflux-prm-1.5b'), or activation='identity'"
         ),
         settled_by=("activation",),
     ),

@@ -7,7 +7,8 @@ _QUESTION = (
     "this is a language model and has no reward head: say what is read of it, such as kind='process',"
     " head='lm_logits:+,-', output=0 and step_token (steps); head='lm_logits:#0' (one token's logit);"
     " head='lm_logits:yes,no', activation='softmax' (a judgement in one word); kind='pairwise' (two answers);"
-    " kind='implicit' and reference (a policy); or kind='embedding'"
+    " kind='implicit' and reference (a policy); or kind='embedding'; spec='math-shepherd' and other names of"
+    " docs/families.md say it for a published model"
 )
 
 
@@ -35,7 +36,7 @@ FAMILIES = (
         when=lambda e: bool(_EMBEDDING & e.files) and not _PICKLED & e.files,
         asks=(
             "this is an embedding model (modules.json), and has no reward: give kind='embedding', pooling as in"
-            " 1_Pooling/config.json, and normalize=True where it says so"
+            " 1_Pooling/config.json, and normalize=True where it says so; or spec='qwen3-embedding'"
         ),
     ),
     Family(
