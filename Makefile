@@ -26,7 +26,7 @@ check: setup  ## format, lint, types
 test: setup  ## under five minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not full and not gpu"
 
-test-full: setup  ## real trainers, two processes
+test-full: setup ray  ## real trainers, two processes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m full
 
 peers: .peers/trl/ready .peers/prm/ready .peers/vllm/ready .peers/infinity/ready .peers/batched/ready  ## what the benchmarks measure against, each in an environment of its own
@@ -80,8 +80,11 @@ clients: .peers/clients/ready .peers/schema/ready .peers/trl/ready  ## packages 
 	.peers/schema/bin/pip install --quiet --no-compile schemathesis==4.32.5
 	touch $@
 
-ray: setup  ## what scoring on a cluster needs, for `make test-full`
+ray: .venv/ray  ## what scoring on a cluster needs
+
+.venv/ray: .venv/ready
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[ray]'
+	touch $@
 
 bench: setup peers
 	$(BIN)/python benchmarks/train_vs_trl.py --json

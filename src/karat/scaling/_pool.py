@@ -37,7 +37,7 @@ class _Worker:
 
     @property
     def suspects(self) -> bool:
-        """Whether it has a shard that may kill it; that is alone, as answers are lost where the next one kills at once."""
+        """Whether it has a shard that may kill it; that one is alone, as an answer before it could be lost with it."""
         return any(task.deaths for _, task in self.tasks)
 
 
