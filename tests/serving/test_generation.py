@@ -19,7 +19,7 @@ from karat.models.generation import language_model
 from karat.serving import _generator
 from karat.serving._generator import Generator
 from karat.serving._turns import Turns
-from karat.serving.openai import _Text
+from karat.serving.openai import Completion, _Text
 from karat.types import Message, Refused
 
 PATH = "/v1/chat/completions"
@@ -72,6 +72,7 @@ def text_of(told, place=0):
 def test_an_answer_is_that_of_transformers(chatty, folder):
     read, wanted = golden(folder, TURNS, 12)
     found = chatty.ask(PATH, GREEDY).json()
+    Completion.model_validate(found, strict=True)  # as the OpenAPI document says
     (choice,) = found["choices"]
     assert choice["message"] == {"role": "assistant", "content": wanted} and choice["finish_reason"] == "length"
     assert found["usage"] == {"prompt_tokens": read, "completion_tokens": 12, "total_tokens": read + 12}

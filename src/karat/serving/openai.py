@@ -45,7 +45,10 @@ class ChatBody(Strict):
     )
     add_generation_prompt: bool = Field(default=True, description="false with continue_final_message, and only then")
     seed: int | None = Field(
-        default=None, description="changes nothing: answers are drawn together with those of other callers"
+        default=None,
+        ge=-(1 << 63),
+        lt=1 << 63,
+        description="changes nothing: answers are drawn together with those of other callers",
     )
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
