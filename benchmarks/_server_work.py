@@ -15,13 +15,15 @@ import toys
 STEP = "<extra_0>"
 WORDS = ("the", "sum", "of", "two", "numbers", "is", "even", "when", "both", "are", "odd", "so", "we", "add", "three")
 # 1.0 million parameters; vLLM's CPU attention takes heads of 32 or 64 only.
-TINY = {"hidden_size": 192, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32}
+TINY = {"hidden_size": 192, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 1024}
 
 
 def tiny(folder: Path) -> Path:
-    """A seeded Llama of a million parameters that reads bytes."""
-    model = toys.reward_model(**TINY, intermediate_size=640)
-    return toys.save(folder, model)
+    """A seeded Llama of a million parameters whose tokenizer has the words of its texts, as real ones mostly have."""
+    tokenizer = toys.byte_tokenizer()
+    texts = (text for item in short(2000) for text in (item.prompt, *item.answers))
+    tokenizer = tokenizer.train_new_from_iterator(texts, TINY["vocab_size"] - 16)
+    return toys.save(folder, toys.reward_model(**TINY, intermediate_size=512), tokenizer)
 
 
 def small(folder: Path) -> Path:
