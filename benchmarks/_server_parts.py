@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -96,10 +97,13 @@ class Sides:
                 made[dialect] = asked(dialect, model, items)
         self.part = part
         self.streams = {name: iter(made[part.dialects[name]]) for name in self.servers}
-        for name, server in self.servers.items():
+        for name, server in list(self.servers.items()):
             with running(server):
                 warm = islice(self.streams[name], WARM * part.callers)
-                asyncio.run(closed(server.target(part.dialects[name]), warm, part.callers, 60.0))
+                found = asyncio.run(closed(server.target(part.dialects[name]), warm, part.callers, 60.0))
+            if not found.scores:  # as infinity, where callers are many
+                print(f"{part.name}: {name} answers none of {found.lost} and is left out", file=sys.stderr)
+                del self.servers[name]
 
     def turn(self, name: str, rounds: Rounds, seconds: float, rate: float | None = None) -> None:
         """One side's: callers that wait for their replies, or Poisson arrivals at a rate."""
