@@ -26,8 +26,8 @@ check: setup  ## format, lint, types
 test: setup  ## under five minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not full and not gpu"
 
-test-full: setup ray  ## real trainers, two processes
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m full
+test-full: setup ray  ## real trainers, clusters, clients, processes that are killed: about a quarter of an hour
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m full
 
 peers: .peers/trl/ready .peers/prm/ready .peers/vllm/ready .peers/infinity/ready .peers/batched/ready  ## what the benchmarks measure against, each in an environment of its own
 
