@@ -40,6 +40,9 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if not pairs.WORKERS["prm"][0].is_file():
+        print(f"{pairs.WORKERS['prm'][0]} is not there; run `make peers` first", file=sys.stderr)
+        return 2
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory(prefix="karat-bench-") as folder:
         found = compare(options, Path(folder))

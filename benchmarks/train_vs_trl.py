@@ -42,7 +42,7 @@ HELD_OUT = 256
 GROUPED = "trl-grouped"
 TRL_EVAL_BATCH = 8  # TRL's default
 WORKERS = {
-    "karat": (sys.executable, "karat"),
+    "karat": (Path(sys.executable), "karat"),
     "trl": (TRL_PYTHON, "trl"),
     GROUPED: (TRL_PYTHON, "trl"),
     "prm": (PEERS / "prm" / "bin" / "python", "prm"),
