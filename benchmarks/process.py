@@ -34,7 +34,7 @@ LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no")
-LAUNCH = (*LAUNCH, "--dynamo_backend", "no", "--num_processes")
+LAUNCH = (*LAUNCH, "--dynamo_backend", "no", "--main_process_port", "0", "--num_processes")
 TRAINING = {
     "learning_rate": 2e-3,
     "epochs": 1,

@@ -9,7 +9,7 @@ import kit
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_processes import DEFAULTS
+from test_processes import DEFAULTS, PORT
 
 import karat
 
@@ -18,7 +18,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 WATCHED = str(Path(__file__).with_name("watched.py"))
 ONE = [sys.executable]
 LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "2"]
-FSDP = [*LAUNCH, "--config_file", str(DEPLOY / "fsdp2.yaml")]
+FSDP = [*LAUNCH, *PORT, "--config_file", str(DEPLOY / "fsdp2.yaml")]
 DDP = [*LAUNCH, "--multi_gpu", *DEFAULTS]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 pytestmark = pytest.mark.full
 # `--cpu --num_processes 2` would start one process only (accelerate 1.15): without GPUs too it is `--multi_gpu` that
-# starts several. The rest is all that the launcher would otherwise print its own words about.
-DEFAULTS = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+# starts several. The rest is all that the launcher would otherwise print its own words about; port 0 is any free one.
+PORT = ["--main_process_port", "0"]
+DEFAULTS = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", *PORT]
 LAUNCH = [
     str(Path(sys.executable).with_name("accelerate")),
     *["launch", "--multi_gpu", "--num_processes", "2", *DEFAULTS, "-m", "karat"],
