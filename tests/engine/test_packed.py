@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from karat.engine import probe
+from karat.engine import _trained, probe
 from karat.engine.packed import PackedForward
 from karat.engine.padded import PaddedForward
 from karat.types import Sequence, Span
@@ -39,8 +39,11 @@ def assert_alike(model, forward, sequences):
     assert max(float((f - w).abs().max()) for f, w in zip(found, wanted, strict=True) if f is not None) < 1e-5 * largest
 
 
+@pytest.mark.parametrize("small", [0, 128])
 @pytest.mark.parametrize("name", [*architectures.DECODERS, *architectures.ENCODERS])
-def test_states_and_gradients_of_every_architecture(name):
+def test_states_and_gradients_of_every_architecture(name, small, monkeypatch):
+    """By parts, and trees of about the same size side by side."""
+    monkeypatch.setattr(_trained, "SMALL", small)
     model = architectures.build(name)
     forward = probe.choose_forward(model)
     assert isinstance(forward, PackedForward)
@@ -84,5 +87,30 @@ def test_rows_are_the_distinct_prefixes():
 def test_a_merge_that_forgets_the_sums_is_noticed(monkeypatch):
     """Negative control: parts averaged instead of merged by their log-sum-exp."""
     model = architectures.build("Llama")
+    monkeypatch.setattr(_trained, "SMALL", 0)
     monkeypatch.setattr(torch, "logaddexp", lambda a, b: torch.maximum(a, b))
+    assert isinstance(probe.choose_forward(model), PaddedForward)
+
+
+@pytest.mark.parametrize("name", ["Llama", "Gemma2"])
+def test_trees_of_all_sizes_in_one_batch(name, monkeypatch):
+    """Some by parts, some side by side, one alone in its group."""
+    monkeypatch.setattr(_trained, "SMALL", 40)
+    chance = random.Random(3)
+    sequences = []
+    for size, answers in ((3, 1), (4, 2), (20, 1), (22, 3), (30, 1), (60, 4)):
+        prompt = [chance.randrange(5, 300) for _ in range(size)]
+        for _ in range(answers):
+            ids = (*prompt, *(chance.randrange(5, 300) for _ in range(chance.randrange(1, 6))))
+            sequences.append(Sequence(ids, {"last": (len(ids) - 1,)}))
+    chance.shuffle(sequences)
+    model = architectures.build(name)
+    assert_alike(model, PackedForward(model), sequences)
+
+
+def test_trees_that_see_each_other_are_noticed(monkeypatch):
+    """Negative control: a group whose rows see the rows that fill up their tree."""
+    model = architectures.build("Llama")
+    split = _trained._group
+    monkeypatch.setattr(_trained, "_group", lambda trees: split(trees)._replace(seen_N1LL=torch.ones(1, dtype=bool)))
     assert isinstance(probe.choose_forward(model), PaddedForward)
