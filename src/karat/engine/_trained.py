@@ -105,7 +105,8 @@ def _span(tree: list[Part]) -> slice:
 
 
 def _size(tree: list[Part]) -> int:
-    return _span(tree).stop - _span(tree).start
+    span = _span(tree)
+    return int(span.stop - span.start)
 
 
 def _alike(trees: list[list[Part]]) -> Iterator[list[list[Part]]]:
@@ -138,7 +139,7 @@ def _group(trees: list[list[Part]]) -> Group:
 def _within(group: Group, attention: Any, qkv_THD: list[Tensor], how: Settings) -> Tensor:
     """The trees of a group, each over itself: [N * L, heads, D]."""
     rows = group.rows_NL.to(qkv_THD[0].device)
-    q, k, v = (t.index_select(0, rows.flatten()).unflatten(0, rows.shape).transpose(1, 2) for t in qkv_THD)
+    q, k, v = (t[rows].transpose(1, 2) for t in qkv_THD)
     out: Tensor = attention(q, k, v, group.seen_N1LL.to(rows.device), how)
     return out.transpose(1, 2).flatten(0, 1)
 
