@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo check test test-full bench peers clients ray faults fuzz results soak clean
+.PHONY: setup demo check test test-full bench peers clients ray bitsandbytes faults fuzz results soak clean
 
 setup: .venv/ready
 
@@ -26,7 +26,7 @@ check: setup  ## format, lint, types
 test: setup  ## under five minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not full and not gpu"
 
-test-full: setup ray  ## real trainers, clusters, clients, processes that are killed: about a quarter of an hour
+test-full: setup ray bitsandbytes  ## real trainers, clusters, clients, processes that are killed: about a quarter of an hour
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m full
 
 peers: .peers/trl/ready .peers/prm/ready .peers/vllm/ready .peers/infinity/ready .peers/batched/ready  ## what the benchmarks measure against, each in an environment of its own
@@ -80,10 +80,12 @@ clients: .peers/clients/ready .peers/schema/ready .peers/trl/ready  ## packages 
 	.peers/schema/bin/pip install --quiet --no-compile schemathesis==4.32.5
 	touch $@
 
-ray: .venv/ray  ## what scoring on a cluster needs
+ray: .venv/ray  ## what scoring and serving on a cluster need
 
-.venv/ray: .venv/ready
-	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[ray]'
+bitsandbytes: .venv/bitsandbytes  ## what weights in 4 and 8 bits need
+
+.venv/ray .venv/bitsandbytes: .venv/ready
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[$(@F)]'
 	touch $@
 
 bench: setup peers

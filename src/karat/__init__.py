@@ -28,13 +28,20 @@ __all__ = [
 
 
 def load(
-    path: str, *, device: str = "auto", dtype: str = "auto", deterministic: bool = False, **options: Any
+    path: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    deterministic: bool = False,
+    engine: str | None = None,
+    **options: Any,
 ) -> "RewardModel":
     """A reward model from a folder or hub id.
 
     `device` "auto" is the first GPU, or the CPU. `dtype` "auto" is float32 on a CPU and the checkpoint's own on a GPU;
     heads are float32 always. `deterministic` gives a text the same bits whatever is scored beside or before it, at a
-    little less speed; without it they agree to about 1e-6 in float32. `options` are spec fields by name, as on the
+    little less speed; without it they agree to about 1e-6 in float32. `engine` is the URL of a vLLM server that runs
+    the backbone, whose weights are not loaded then (see docs/scale.md). `options` are spec fields by name, as on the
     command line (`kind`, `pooling`, `max_length`, `over_length`, `layout`, …); they complete or override what the
     checkpoint says. `spec` stands for those of a published model, by name (such as "math-shepherd"), or of a file.
 
@@ -44,7 +51,7 @@ def load(
     """
     from karat.rewards import _open
 
-    return _open.open_model(path, device, dtype, deterministic, **options)
+    return _open.open_model(path, device, dtype, deterministic, engine, **options)
 
 
 def connect(

@@ -241,8 +241,8 @@ def one_line(error: ValidationError) -> str:
     parts = []
     for problem in error.errors():
         name = ".".join(str(p) for p in problem["loc"])
-        given = "" if problem["type"] == "missing" else f" (it is {problem['input']!r:.60})"
-        parts.append(f"{name}: {problem['msg'].lower()}{given}")
+        given = "" if problem["type"] in ("missing", "json_invalid") else f" (it is {problem['input']!r:.60})"
+        parts.append(f"{name}{': ' if name else ''}{problem['msg'].lower()}{given}")
     return "; ".join(parts)
 
 

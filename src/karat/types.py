@@ -299,6 +299,7 @@ class Unscored:
 
     reason: str
     over_length: bool = False  # it is only too long: another max_length would score it
+    failed: bool = False  # not for anything in the answer: what computes rewards did not give one
 
 
 Result: TypeAlias = Reward | Unscored

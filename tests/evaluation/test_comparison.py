@@ -13,7 +13,8 @@ from karat.evaluation._compare import compare, plain, sign_test
 from karat.evaluation._compare_report import html, verdict
 from karat.evaluation._files import write_run
 from karat.evaluation.base import evaluate, find
-from karat.formats._files import read_rows, write_rows
+from karat.formats._reading import read_rows
+from karat.formats._writing import write_rows
 from karat.types import Attributed, BadInput, Example, Labelled, Pair, Ranking, Reward, Stepped, Unscored
 
 
@@ -242,7 +243,7 @@ def test_a_run_beside_itself_differs_nowhere(tmp_path):
     assert [place.run for place in found.places] == ["a", "a (2)"]
     (pair_,) = found.paired
     assert (pair_.agreement, pair_.p, pair_.difference) == (1.0, 1.0, 0.0) and not found.disagreements
-    assert "which chance alone could explain" in verdict(found)
+    assert "a and a (2) are equal" in verdict(found) and "on none of 12 shared pairs" in verdict(found)
 
 
 def test_where_runs_disagree_their_texts_stand_side_by_side(tmp_path):
@@ -298,6 +299,32 @@ def test_the_verdict_says_where_items_and_headline_disagree():
             "a leads in score with 0.700, before b with 0.600: but by items b is ahead, with more credit on 12 and "
             "less on 3 of 40 shared pairs (p = 0.035), more than chance explains."
         )
+
+
+@pytest.mark.parametrize(
+    ("values", "counts", "said"),
+    [
+        ((0.6331, 0.6331), (0, 0), "a and b are equal in score with 0.633: on none of 40 shared pairs the two differ."),
+        (
+            (0.6331, 0.6331),
+            (2, 2),
+            "a and b are equal in score with 0.633: on 4 of 40 shared pairs the two differ (p = 1.000), which chance"
+            " alone could explain.",
+        ),
+        (
+            (0.6334, 0.6331),
+            (0, 0),
+            "a and b are equal in score but for digits behind 0.633: on none of 40 shared pairs the two differ.",
+        ),
+    ],
+)
+def test_runs_that_are_equal_are_said_to_be(values, counts, said):
+    places = [
+        _compare.Place(name, "m", value, *[None] * 2, 40, 0, "", *[None] * 4)
+        for name, value in zip("ab", values, strict=True)
+    ]
+    pair_ = _compare.Paired("a", "b", 40, *counts, 0.0, None, None, p := sign_test(*counts), p)
+    assert verdict(_compare.Compared("x", "score", "pairs", tuple(places), (pair_,), {}, (), {}, ())) == said
 
 
 def test_rewardbenchs_result_files_stand_beside_a_run(tmp_path):

@@ -9,6 +9,7 @@ from test_process import answer, constant, labelled, losing, perfect, process, r
 
 from karat import metrics
 from karat.evaluation._files import evaluate_files
+from karat.evaluation._first_error import PLAIN
 from karat.evaluation._report import Report, html, verdict
 from karat.evaluation.base import LEAD, beats_null, choose, find, summary
 from karat.types import BadInput, Example, Pair, Reward, Stepped
@@ -203,3 +204,26 @@ def test_a_headline_that_is_not_f1_says_why(first, word):
     assert not found.headline.startswith("F1") and f"{word} of the 4 solutions has a wrong step" in verdict(found)
     assert summary(found)["notes"][0] == found.instead and found.headline in found.instead
     assert process(reader, perfect()).instead == ""
+
+
+def of_subsets(**firsts):
+    """Solutions of two steps; of each subset, their first errors."""
+    return [
+        answer(f"{name} {i}", labelled(first, 2), [0.4, 0.7], first_error=first, subset=name)
+        for name, own in firsts.items()
+        for i, first in enumerate(own)
+    ]
+
+
+def test_processbench_says_why_its_headline_is_no_mean_over_subsets():
+    found = process(reader, of_subsets(gsm8k=(0, -1, 1), math=(-1, -1)), name="processbench")
+    assert found.headline == "F1" and found.instead == (
+        "no mean over subsets, which needs two with an F1: math, whose solutions all have a wrong step, or all have"
+        " none; the headline is F1"
+    )
+    assert found.instead in verdict(found) and summary(found)["notes"][0] == found.instead
+    alone = process(reader, of_subsets(gsm8k=(0, -1)), name="processbench").instead
+    assert alone == "no mean over subsets, which needs two, and there is one; the headline is F1"
+    three = process(reader, of_subsets(gsm8k=(0, -1), math=(-1, 1), olympiad=(0, 1)), name="processbench")
+    assert three.headline == PLAIN and three.instead == ""
+    assert three.figure(PLAIN).note.startswith("over 2 subsets, without olympiad, whose solutions")

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from karat.formats import base
-from karat.formats._files import read_rows, write_rows
+from karat.formats._reading import read_rows
+from karat.formats._writing import write_rows
 from karat.types import BadInput, Example, Message, Pair
 
 ROW = {"prompt": "Q", "response": "é"}

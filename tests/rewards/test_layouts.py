@@ -1,9 +1,12 @@
 """Every published layout by karat: right without an option, or refused with a question whose answer makes it right."""
 
 import pytest
-from layout_base import by_transformers
+import test_families as whole
+import torch
+from layout_base import by_transformers, named, scalar
 from layouts import LAYOUTS
-from test_families import CASES
+from safetensors.torch import load_file, save_file
+from test_families import CASES, Case, layered
 
 import karat
 from karat.types import KaratError, Refused
@@ -47,3 +50,41 @@ def test_negative_control_generic_loaders_give_other_numbers_without_a_word(tmp_
         counts[by_transformers(tmp_path / str(number), layout.write(tmp_path / str(number)))] += 1
     assert sum(counts.values()) == len(LAYOUTS)
     assert counts["silently wrong"] >= 35 and counts["right"] <= 20, counts
+
+
+UNIVERSAL = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
+    "<|im_start|>assistant\n{}"
+)
+NO_REFERENCE = "\n\n###\n\nThe reference answer is: There is no reference answer for this question."
+A_REFERENCE = "\n\n###\n\nThe reference answer is: 4"
+
+
+@pytest.mark.parametrize(("reference", "asked"), [(NO_REFERENCE, ""), (A_REFERENCE, A_REFERENCE)])
+def test_universal_prm_is_read_by_its_name_alone(tmp_path, reference, asked):
+    """Its tensors are those of Qwen2.5-Math-RM, which is read without a sigmoid, and in the text of its template."""
+    raw = layered("score.0", "score.2", torch.relu)
+
+    def text(tokenizer, said):
+        (_, prompt), (_, answer) = said
+        return UNIVERSAL.format(prompt + reference, answer) + "</s>"
+
+    case = Case(
+        whole.MLP,
+        lambda t, h, j: torch.sigmoid(0.01 * raw(t, h, j)),
+        named("Qwen2ForRewardModel"),
+        text,
+        architecture="qwen2",
+    )
+    written = scalar(case, tmp_path / "m")
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    # The sigmoid of toys' own numbers is 0 or 1.
+    tensors |= {name: 0.01 * t for name, t in tensors.items() if name.startswith("score.2")}
+    save_file(tensors, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    model = karat.load(str(tmp_path / "m"), spec="universal-prm")
+    prompt = "2+2?" + asked
+    (found,) = model.score(prompt, ["four"], strict=True)
+    assert [found.value] == close(written.wanted)
+    assert 0.01 < found.value < 0.99
+    plain = karat.load(str(tmp_path / "m"))
+    assert plain.spec.activation == "identity" and abs(plain.score(prompt, ["four"])[0].value - found.value) > 1e-3

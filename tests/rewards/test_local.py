@@ -213,6 +213,9 @@ def test_fingerprint_tells_what_scores_differently(local, model_folder):
         LocalModel(replace(same.parts, head=type(same.parts.head)(same.spec.head, 32))),
     ]
     assert len({local.fingerprint, *(o.fingerprint for o in others)}) == 4
+    with torch.no_grad():
+        same.parts.backbone.get_input_embeddings().weight[7] += 1
+    assert same.fingerprint != local.fingerprint
 
 
 def test_scoring_leaves_the_model_in_its_mode(local):

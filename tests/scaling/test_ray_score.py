@@ -17,29 +17,7 @@ from karat.scaling import _pool, ray_score
 from karat.scaling._shards import Open
 
 pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore")]
-NODE = {"num_cpus": 1, "object_store_memory": 100 << 20}
 ROWS, SIZE = 600, 50
-# Workers find this file by it, and busy machines answer late.
-SURROUNDINGS = {
-    "PYTHONPATH": str(Path(__file__).parent),
-    "RAY_raylet_start_wait_time_s": "300",
-    "RAY_health_check_timeout_ms": "60000",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    pytest.importorskip("ray", reason="a cluster needs Ray: pip install 'karat[ray]'")
-    os.environ.update(SURROUNDINGS, MARKS=str(tmp_path_factory.mktemp("marks")))
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
-    cluster.add_node(**NODE)
-    yield cluster.address
-    cluster.shutdown()
-    for name in (*SURROUNDINGS, "MARKS"):
-        del os.environ[name]
 
 
 @pytest.fixture(scope="module")

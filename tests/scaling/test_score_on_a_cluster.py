@@ -44,7 +44,7 @@ def score(karat, model_folder, folder, monkeypatch):
     monkeypatch.setattr(ray_score, "SHARD", 8)
 
     def run(name, ray=None):
-        monkeypatch.setattr(ray_score, "_connect", lambda address: ray)
+        monkeypatch.setattr(ray_score, "connect", lambda address: ray)
         command = ("score", model_folder, folder / "answers.jsonl", "--output", folder / name, "--deterministic")
         return karat(*command, *(("--ray", "here") if ray else ()))
 

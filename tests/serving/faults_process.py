@@ -150,12 +150,19 @@ def asked_to_end(stage, chance):
 
 
 def asked_to_end_twice(stage, chance):
-    """A second SIGTERM, or more of them: it ends, and soon."""
+    """A second signal, or more of them, under load: who is not answered is told so, and it ends with 0."""
+    numbers = [chance.randrange(faults.POOL) for _ in range(chance.choice([1, 30]))]
     with _served(stage) as (url, pid, ended):
-        _well(stage, url)
-        for _ in range(chance.randint(2, 5)):
-            os.kill(pid, signal.SIGTERM)
-            time.sleep(chance.uniform(0.0, 0.02))
+
+        async def end():
+            for _ in range(chance.randint(2, 5)):
+                await asyncio.sleep(chance.uniform(0.0, 0.1))
+                with contextlib.suppress(ProcessLookupError):  # it may have ended
+                    os.kill(pid, chance.choice([signal.SIGTERM, signal.SIGINT]))
+
+        found = _asked(url, numbers, end)
+        _each_is_right(stage, numbers, found, (503,))
+        assert not any(isinstance(own, httpx.TimeoutException) for own in found), found
         assert ended() == 0
 
 

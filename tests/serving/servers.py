@@ -74,21 +74,21 @@ def threaded(model, settings=None):
 
 
 @contextlib.contextmanager
-def process(folder, *options, environment=None):
+def process(folder, *options, environment=None, patience=60):
     """`karat serve` as users start it: its URL and the process."""
     command = [sys.executable, "-m", "karat", "serve", str(folder), "--port", "0", *options]
     own = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_OFFLINE": "1", **(environment or {})}
     with tempfile.TemporaryFile("a+") as log:  # a pipe that nobody reads stops the server when it is full
         started = subprocess.Popen(command, stderr=log, env=own)
         try:
-            yield _url(log, started), started
+            yield _url(log, started, patience), started
         finally:
             if started.poll() is None:
                 started.terminate()
                 started.wait(20)
 
 
-def _url(log, started):
+def _url(log, started, patience):
     """Where a server says that it serves."""
     found = None
 
@@ -99,7 +99,7 @@ def _url(log, started):
         found = re.search(r"serving at (\S+)\n", log.read())
         return found
 
-    until(told, 60)
+    until(told, patience)
     return found[1]
 
 

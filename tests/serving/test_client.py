@@ -81,7 +81,11 @@ def test_options_go_with_every_request(pair):
     own = karat.connect(far.url, activation="sigmoid")
     same(own.score("p", ["a"]), near.with_options(activation="sigmoid").score("p", ["a"]))
     mean = karat.connect(far.url, pooling="mean")
-    same(mean.score("p", ["a"]), near.with_options(pooling="mean").score("p", ["a"]))
+    by_mean = near.with_options(pooling="mean")
+    same(mean.score("p", ["a"]), by_mean.score("p", ["a"]))
+    assert mean.compare("p", "a", "b") == pytest.approx(by_mean.compare("p", "a", "b"), abs=1e-5)
+    assert mean.compare("p", "a", "b") != pytest.approx(near.compare("p", "a", "b"), abs=1e-3)
+    same([own.result for own in mean.rank("p", ["a", "b"])], [own.result for own in by_mean.rank("p", ["a", "b"])])
     with pytest.raises(Refused):
         karat.connect(far.url, pooling="step").score("p", ["a"])
 
@@ -151,7 +155,7 @@ def test_after_all_tries_it_is_unscored(scripted):
     url, replies, seen = scripted
     replies += [problem(503)] * 20
     (found,) = karat.connect(url).score("p", ["a"])
-    assert found == Unscored("said") and len(seen) == _remote.TRIES
+    assert found == Unscored("said", failed=True) and len(seen) == _remote.TRIES
 
 
 def test_what_will_not_be_otherwise_is_asked_once(scripted):

@@ -322,7 +322,7 @@ def test_when_the_device_fails_everyone_is_told_and_the_server_ends(model_folder
     thread.start()
     watchdog.start()
     with pytest.raises(Refused, match=r"the device failed .*CUDA error.*start it anew"):
-        _run.serve({"toy": _run.Source("anywhere")}, Settings(), listening)
+        _run.serve(_run.made({"toy": _run.Source("anywhere")}, Settings()), listening)
     watchdog.cancel()
     thread.join(20)
     assert told["good"] == 200

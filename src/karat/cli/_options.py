@@ -12,8 +12,12 @@ import typer
 from typer.core import TyperCommand
 
 DEVICE = typer.Option("auto", help="auto, cpu, cuda, cuda:1, …")
-DTYPE = typer.Option("auto", help="auto (float32 on a CPU, the checkpoint's own on a GPU), float32, bfloat16, …")
+DTYPE = typer.Option(
+    "auto",
+    help="auto (float32 on a CPU, the checkpoint's own on a GPU), float32, bfloat16, …; int8, nf4 (bitsandbytes).",
+)
 DETERMINISTIC = typer.Option(False, "--deterministic", help="The same bits whatever is scored beside; a little slower.")
+ENGINE = typer.Option(None, help="URL of a vLLM server that runs the backbone: http://HOST:PORT, or …#NAME.")
 JSON = typer.Option(False, "--json", help="Print JSON on stdout, for programs.")
 
 

@@ -25,6 +25,7 @@ def command(
     device: str = _options.DEVICE,
     dtype: str = _options.DTYPE,
     deterministic: bool = _options.DETERMINISTIC,
+    engine: str = _options.ENGINE,
     as_json: bool = _options.JSON,
 ) -> None:
     """Evaluate a reward model on held-out data; further options are the spec's (--max-length, --over-length, …)."""
@@ -36,7 +37,7 @@ def command(
     options = {**_options.extra(context, _options.spec_fields()), **own}
     if folder is not None:
         check_output(folder)
-    rm = load(model, device=device, dtype=dtype, deterministic=deterministic, **options)
+    rm = load(model, device=device, dtype=dtype, deterministic=deterministic, engine=engine, **options)
     results = evaluate_files(rm, data, train_data or [], format, seed, name=benchmark)
     try:
         if folder is not None:

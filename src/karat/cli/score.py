@@ -22,6 +22,7 @@ def command(
     device: str = _options.DEVICE,
     dtype: str = _options.DTYPE,
     deterministic: bool = _options.DETERMINISTIC,
+    engine: str = _options.ENGINE,
     ray: str = typer.Option(None, help="A Ray cluster: HOST:PORT, or local for one on this machine."),
     replicas: int = typer.Option(None, min=1, help="Of the model on the cluster; else one for each GPU, or node."),
     as_json: bool = _options.JSON,
@@ -42,6 +43,8 @@ def command(
     if ray is not None:
         if file is None:
             raise typer.BadParameter("a cluster scores into a file; give --output")
+        if engine is not None:
+            raise typer.BadParameter("the models of a cluster run there; give --ray or --engine")
         from karat.scaling import _shards, ray_score
 
         opened = _shards.Open(model, device, dtype, deterministic, options)
@@ -51,7 +54,7 @@ def command(
         raise typer.BadParameter("--replicas are of a cluster; give --ray too")
     if file is not None:
         _offline.check_output(file)
-    rm = load(model, device=device, dtype=dtype, deterministic=deterministic, **options)
+    rm = load(model, device=device, dtype=dtype, deterministic=deterministic, engine=engine, **options)
     if file is None:
         scored, unscored = False, []
         for row in _offline.score_rows(rm, data):

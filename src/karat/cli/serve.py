@@ -28,10 +28,14 @@ def command(
     literal: bool = typer.Option(
         False, "--literal", help="Answer other dialects as their servers do where that differs: sigmoids by default."
     ),
+    ray: str = typer.Option(None, help="A Ray cluster: HOST:PORT, or local for one on this machine."),
+    replicas: int = typer.Option(None, min=1, help="Of the models on the cluster; else one for each GPU, or node."),
+    max_replicas: int = typer.Option(None, min=1, help="As many as this where work waits; else always --replicas."),
     log_requests: bool = typer.Option(False, "--log-requests", help="A JSON line on stderr for each request."),
     device: str = _options.DEVICE,
     dtype: str = _options.DTYPE,
     deterministic: bool = _options.DETERMINISTIC,
+    engine: str = _options.ENGINE,
 ) -> None:
     """Serve reward models until SIGTERM or Ctrl-C; everything accepted before is answered. SIGHUP loads them anew.
 
@@ -41,6 +45,10 @@ def command(
     """
     from karat.serving._checks import hosts_of, listen, named, read_key
 
+    if ray is None and (replicas, max_replicas) != (None, None):
+        raise typer.BadParameter("--replicas and --max-replicas are of a cluster; give --ray too")
+    if engine is not None and generate:
+        raise typer.BadParameter("an engine gives hidden states and writes nothing; give --engine or --generate")
     names = named(model, name or [])
     key = read_key(api_key_file)
     hosts = hosts_of(host, allowed_host or [], key, insecure)
@@ -48,10 +56,17 @@ def command(
     listening = listen(host, port)
 
     from karat.serving._incoming import Settings
-    from karat.serving._run import Source, end, serve
+    from karat.serving._run import Source, end, made, serve
 
     settings = Settings(key, hosts, max_body, timeout, literal, log_requests)
-    how = {"device": device, "dtype": dtype, "deterministic": deterministic, **options}
+    how = {"device": device, "dtype": dtype, "deterministic": deterministic, "engine": engine, **options}
     sources = {own: Source(path, how, generate) for own, path in zip(names, model, strict=True)}
-    serve(sources, settings, listening, max_batch_tokens, max_wait)
+    with listening:
+        if ray is None:
+            serve(made(sources, settings, max_batch_tokens, max_wait), listening)
+        else:
+            from karat.scaling import _wire, ray_serve
+
+            opened = _wire.Opened(sources, settings, max_batch_tokens, max_wait)
+            ray_serve.serve(opened, listening, ray, ray_serve.Scale(replicas, max_replicas))
     end()

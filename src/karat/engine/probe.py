@@ -18,6 +18,7 @@ from karat.engine.base import Engine
 from karat.engine.forest import ForestEngine
 from karat.engine.packed import PackedForward
 from karat.engine.padded import PaddedEngine, PaddedForward, to_device
+from karat.models._quantised import is_alone, is_quantised
 from karat.models.backbone import quiet, vocabulary
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -29,7 +30,10 @@ PROMPT, ANSWERS = 13, (5, 3, 9)
 def choose(backbone: nn.Module, deterministic: bool = False) -> Engine:
     """The fastest engine that is right for a backbone; `deterministic` ones give the same bits in any company."""
     # Alone in its forward, a sequence has no company that its bits could depend on.
-    reference = PaddedEngine(PaddedForward(backbone, budget=1) if deterministic else PaddedForward(backbone))
+    alone = deterministic or is_alone(backbone)
+    reference = PaddedEngine(PaddedForward(backbone, budget=1) if alone else PaddedForward(backbone))
+    if is_quantised(backbone):
+        return reference
     dtypes = {p.dtype for p in backbone.parameters()}
     if deterministic and torch.get_num_threads() > 2:
         return reference  # torch shares out an activation's numbers so that their bits depend on how many there are
@@ -46,7 +50,8 @@ def choose(backbone: nn.Module, deterministic: bool = False) -> Engine:
 def choose_forward(backbone: nn.Module) -> PaddedForward | PackedForward:
     """The fastest forward that trains a backbone as the padded one does."""
     reference = PaddedForward(backbone)
-    if any(_drops(m) for m in backbone.modules()) or next(backbone.parameters()).device.type != "cpu":
+    on_cpu = next(backbone.parameters()).device.type == "cpu"
+    if any(_drops(m) for m in backbone.modules()) or is_quantised(backbone) or not on_cpu:
         return reference  # shared rows would drop the same, and torch's kernels for parts are the CPU's
     with contextlib.suppress(*UNFIT), quiet(), _patches.evaluating(backbone):
         packed = PackedForward(backbone, is_causal(PaddedEngine(reference)))
@@ -119,8 +124,10 @@ def is_causal(engine: PaddedEngine) -> bool:
     a, b = (_read(ids, 3) for ids in ((5, 6, 7, 8, 9, 10), (5, 6, 7, 8, 11, 12)))
     with quiet():
         first, second = engine.run([a])[0]["last"], engine.run([b])[0]["last"]
-    # Experts group rows by where they are sent, so the last bits may move; looking ahead moves far more.
-    return bool(((first - second).abs() <= TOLERANCE[torch.float32] * (1 + first.abs().max())).all())
+    # Experts group rows by where they are sent, so the last bits may move; eight bits are rounded by what is beside.
+    # Looking ahead moves far more.
+    tolerance = TOLERANCE[torch.bfloat16 if is_alone(backbone) else torch.float32]
+    return bool(((first - second).abs() <= tolerance * (1 + first.abs().max())).all())
 
 
 def agrees(engine: ForestEngine, reference: Engine) -> bool:

@@ -40,16 +40,26 @@ def html(title: str, found: Sequence[Compared]) -> str:
 
 def verdict(found: Compared) -> str:
     """Who leads, and whether that could be chance, in one sentence."""
-    first, *others = found.places
+    first, second, *_ = found.places
     if first.value is None:
         return f"No run has the headline figure of {found.name}."
-    lead = f"{first.run} leads in {found.headline} with {shown(first.value)}"
-    pair = next((p for p in found.paired if {p.first, p.second} == {first.run, others[0].run}), None)
+    lead = _lead(found.headline, first, second)
+    pair = next((p for p in found.paired if {p.first, p.second} == {first.run, second.run}), None)
     if pair is None:
-        return f"{lead}; no items are shared with {others[0].run}, so no paired test is possible."
+        return f"{lead}; they share no items, so no paired test is possible."
+    if not pair.first_only + pair.second_only:
+        return f"{lead}: on none of {pair.shared:,} shared {found.unit} the two differ."
     word = "more than chance explains" if pair.adjusted < 0.05 else "which chance alone could explain"
-    said = f"{_ways(pair, first.run, found.unit)} ({p_value(pair.adjusted)}), {word}"
-    return f"{lead}, before {others[0].run} with {shown(others[0].value)}: {said}."
+    return f"{lead}: {_ways(pair, first.run, found.unit)} ({p_value(pair.adjusted)}), {word}."
+
+
+def _lead(headline: str, first: Place, second: Place) -> str:
+    """The first two by the headline; where the digits that are shown tell them apart, which is first."""
+    own, other = shown(first.value), shown(second.value)
+    if own != other:
+        return f"{first.run} leads in {headline} with {own}, before {second.run} with {other}"
+    how = "with" if first.value == second.value else "but for digits behind"
+    return f"{first.run} and {second.run} are equal in {headline} {how} {own}"
 
 
 def _ways(pair: Paired, leader: str, unit: str) -> str:

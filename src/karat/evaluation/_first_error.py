@@ -184,7 +184,8 @@ def by_subset(rows: Solutions, threshold: float) -> dict[str, Found]:
         return {}
     whole = defined(rows)
     means = (PLAIN, SIZED) if len(whole.subsets) > 1 else ()
-    found = {name: f1(name, whole, threshold, f"over {len(whole.subsets)} subsets") for name in means}
+    left = f", without {one_class}" if (one_class := _one_class(rows)) else ""
+    found = {name: f1(name, whole, threshold, f"over {len(whole.subsets)} subsets{left}") for name in means}
     found |= {f"{F1} [{name}]": f1(f"{F1} [{name}]", rows.of(name), threshold) for name in rows.subsets}
     return {name: each for name, each in found.items() if each is not None}
 
@@ -217,6 +218,21 @@ def _at_best(name: str, rows: Solutions, against: str) -> Figure | None:
         return None
     note = f"threshold {threshold:.4g}, chosen on these very solutions: an upper bound, no result"
     return _Mean.of(rows, F1).figure(name, rows.credit(threshold), "" if against else note, against)
+
+
+def no_mean(study: Study) -> str:
+    """Why there is no mean over subsets."""
+    rows, needs = solutions(study), "no mean over subsets, which needs two"
+    if rows is None or len(rows.subsets) < 2:
+        return f"{needs}, and there is {'one' if rows and rows.subsets else 'none'}"
+    return f"{needs} with an F1: {_one_class(rows)}"
+
+
+def _one_class(rows: Solutions) -> str:
+    """The subsets that have no F1, and why; empty where all have."""
+    lacking = [name for name in rows.subsets if name not in defined(rows).subsets]
+    why = "whose solutions all have a wrong step, or all have none"
+    return f"{' and '.join(lacking)}, {why}" if lacking else ""
 
 
 def defined(rows: Solutions) -> Solutions:

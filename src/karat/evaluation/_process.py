@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from karat.evaluation import _first_error, _step_figures
 from karat.evaluation._common import Found, scale
-from karat.evaluation._first_error import F1, LOCATION
+from karat.evaluation._first_error import F1, LOCATION, PLAIN
 from karat.evaluation._step_figures import ACCURACY, AUC, SOLUTION_AUC, Rows, diagnostics
 from karat.evaluation._steps import Study
 from karat.evaluation.base import Figure, Result
@@ -39,7 +39,7 @@ def result(
         nulls=(*(null for each in beside for null in each.nulls), *nulls),
         headline=headline,
         accuracy=ACCURACY if ACCURACY in found else "",
-        instead=_instead(study, headline) if F1 in wanted[: wanted.index(headline)] else "",
+        instead=_instead(study, headline, wanted[: wanted.index(headline)]),
         unit="solutions",
         scale=scale(study.setup.output),
         tied=study.tied,
@@ -49,8 +49,10 @@ def result(
     )
 
 
-def _instead(study: Study, headline: str) -> str:
-    """Why there is no F1 of the first error."""
+def _instead(study: Study, headline: str, missed: Sequence[str]) -> str:
+    """Why there is no mean over subsets, or no F1 of the first error, where one was wanted."""
+    if F1 not in missed:
+        return f"{_first_error.no_mean(study)}; the headline is {headline}" if PLAIN in missed else ""
     first = study.solutions.first[study.solutions.weight > 0]
     why = "of no solution the labels tell the first error"
     if first.size:

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from karat.evaluation import _record, _rewardbench
 from karat.evaluation.base import Result, summary
-from karat.formats._files import read_rows, write_rows
+from karat.formats._reading import read_rows
+from karat.formats._writing import write_rows
 from karat.spec import one_line
 from karat.types import BadInput
 

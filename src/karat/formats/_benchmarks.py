@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from karat.formats._columns import as_text, context, json_value, mapping, number, values
-from karat.formats._files import Cell
+from karat.formats._reading import Cell
 from karat.types import BadInput, Example, Item, Message, Ranking, as_messages
 
 PLACE = "place"  # of the better answer among two that stand in no telling order, 1 or 2: in the context of a pair

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from karat.formats._files import Cell
+from karat.formats._reading import Cell
 from karat.types import BadInput, Example, Message, as_messages
 
 QUESTIONS = ("prompt", "problem", "question")  # what the column of a problem may be called

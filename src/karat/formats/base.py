@@ -13,8 +13,9 @@ from typing import Any, Protocol, TypeAlias, cast
 
 from karat import members
 from karat.formats._columns import Missing, is_nan, renames, slip, unsupported
-from karat.formats._files import Row, json_line, parquet_types, read_rows, without_nan, write_lines, write_rows
+from karat.formats._reading import Row, parquet_types, read_rows, without_nan
 from karat.formats._sources import Source, mix, parse_source, prompt_key, select, split_by_prompt
+from karat.formats._writing import json_line, write_lines, write_rows
 from karat.types import BadInput, Example, Item
 
 __all__ = [

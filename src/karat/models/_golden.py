@@ -1,9 +1,11 @@
 """What a checkpoint is verified with: a few texts, their ids and their scores. It is handed the scoring function."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from karat.models._parts import Parts
+from karat.models._quantised import is_quantised
 from karat.models.render import Renderer
 from karat.spec import Golden, RewardSpec, ids_hash
 from karat.types import CheckpointError, Example, Message, Unscored
@@ -62,6 +64,14 @@ def golden_drift(parts: Parts, spec: RewardSpec, score: Scorer, tolerance: float
         if value is None or not abs(value - golden.value) <= tolerance * max(1.0, abs(golden.value)):
             return f"{golden.response!r} scored {golden.value} when it was saved and {value} now"
     return ""
+
+
+def golden_tolerance(parts: Parts) -> float:
+    """How far golden scores may be from those of the save, of max(1, |score|)."""
+    if is_quantised(parts.backbone):
+        return math.inf  # it was saved in more bits: how far it is from that is for its user to judge
+    float32 = next(parts.backbone.parameters()).dtype.itemsize >= 4
+    return 1e-4 if float32 else 5e-2  # another machine's kernels; bf16 rounds hidden states
 
 
 def _example(golden: Golden) -> Example:

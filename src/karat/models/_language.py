@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from karat.models import backbone as backbones
 from karat.models._parts import Parts, apart, logits_head
+from karat.models._quantised import placed
 from karat.models.heads import Layout
 from karat.models.render import render_part, tokenizer_hash
 from karat.spec import RewardSpec
@@ -27,9 +28,7 @@ def start(path: str | Path, spec: RewardSpec, device: str, dtype: str = "float32
     tokenizer = backbones.load_tokenizer(folder)
     spec = spec.model_copy(update={"render": render_part(tokenizer, spec.render, plain=plain)})
     _, head = logits_head(folder, device, dtype, slice(None))
-    where = backbones.choose_device(device)
-    chosen = backbones.choose_dtype(dtype, where, backbones.load_config(folder))
-    model, _ = backbones.from_pretrained(AutoModelForCausalLM, folder, dtype=chosen, device_map={"": where})
+    model, _ = backbones.from_pretrained(AutoModelForCausalLM, folder, **placed(folder, device, dtype))
     model.name_or_path = str(path) if folder != Path(path) else str(folder.absolute())
     head.requires_grad_(False)
     model.get_output_embeddings().requires_grad_(False)

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from karat.models import backbone as backbones
+from karat.models._quantised import beside, check_head, placed
 from karat.models.heads import Head, Layout, check_output, layouts_for
 from karat.models.render import render_part
 from karat.spec import Head as HeadSpec
@@ -46,17 +47,20 @@ class Parts:
     reference: "Parts | None" = None  # the model in the denominator of a ratio
     open: Path | None = None  # the folder, where it holds no spec that says how the model is read
     stored: tuple[tuple[str | int, ...], ...] = ()  # the files of weights there, as they were at loading
+    longest: int | None = None  # tokens that a server takes, where one runs the backbone
 
     @property
     def positions(self) -> int | None:
         """How many tokens the backbone takes."""
         limit = backbones.positions(self.model.config)
-        return None if limit is None else limit - backbones.position_offset(self.backbone)
+        own = None if limit is None else limit - backbones.position_offset(self.backbone)
+        return min((most for most in (own, self.longest) if most is not None), default=None)
 
     @property
     def device(self) -> torch.device:
-        """Where the backbone lies."""
-        return next(self.backbone.parameters()).device
+        """Where the head lies: by the backbone, and on the CPU where a server has that."""
+        own = next(self.backbone.parameters()).device
+        return torch.device("cpu") if own.type == "meta" else own
 
 
 def apart(
@@ -92,7 +96,7 @@ def bare(folder: Path, device: str, dtype: str) -> Any:
     Raises:
         CheckpointError: weights of it are missing or of another shape.
     """
-    model, report = backbones.from_pretrained(AutoModel, folder, **_placed(folder, device, dtype))
+    model, report = backbones.from_pretrained(AutoModel, folder, **placed(folder, device, dtype))
     _check_whole(folder, _lost(report))
     return model
 
@@ -106,8 +110,7 @@ def filled(
         Refused: transformers cannot make it.
         CheckpointError: weights of it are missing or of another shape.
     """
-    where = backbones.choose_device(device)
-    options = {"dtype": backbones.choose_dtype(dtype, where, config), "device_map": {"": where}}
+    options = placed(folder, device, dtype, config)
     try:
         with backbones.quiet():
             model, report = made.from_pretrained(
@@ -132,7 +135,8 @@ def classifier(folder: Path, device: str, dtype: str, tokens: bool, outputs: int
         CheckpointError: weights of its backbone are missing or of another shape.
     """
     auto = AutoModelForTokenClassification if tokens else AutoModelForSequenceClassification
-    model, report = backbones.from_pretrained(auto, folder, num_labels=outputs, **_placed(folder, device, dtype))
+    told = placed(folder, device, dtype, heads=lambda: beside(auto, folder))
+    model, report = backbones.from_pretrained(auto, folder, num_labels=outputs, **told)
     lost = _lost(report)
     _check_whole(folder, {k for k in lost if k.startswith(model.base_model_prefix + ".")})
     return model, lost
@@ -145,7 +149,7 @@ def logits_head(folder: Path, device: str, dtype: str, ids: Sequence[int] | slic
         Refused: the folder holds no language model, or one whose logits are not linear in its states.
         BadInput: an id is beyond the vocabulary.
     """
-    model, report = backbones.from_pretrained(AutoModelForCausalLM, folder, **_placed(folder, device, dtype))
+    model, report = backbones.from_pretrained(AutoModelForCausalLM, folder, **placed(folder, device, dtype))
     out, base = model.get_output_embeddings(), getattr(model, model.base_model_prefix, None)
     if (
         base is None
@@ -158,6 +162,7 @@ def logits_head(folder: Path, device: str, dtype: str, ids: Sequence[int] | slic
             mend = "kind implicit needs a causal language model: give the folder or hub id of one"
         raise Refused(f"{folder} has no language-model head, so it has no logits; {mend}")
     _check_whole(folder, _lost(report))
+    check_head([] if out.weight.is_floating_point() else ["lm_head"])
     ids = range(len(out.weight)) if isinstance(ids, slice) else ids
     if beyond := [i for i in ids if not 0 <= i < len(out.weight)]:
         raise BadInput(
@@ -212,11 +217,6 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, ...]) -> li
             )
         found.append(int(ids[0]))
     return found
-
-
-def _placed(folder: Path, device: str, dtype: str) -> dict[str, Any]:
-    where = backbones.choose_device(device)
-    return {"dtype": backbones.choose_dtype(dtype, where, backbones.load_config(folder)), "device_map": {"": where}}
 
 
 def _lost(report: dict[str, Any]) -> set[str]:
@@ -323,6 +323,7 @@ def fill(head: Head, tensors: dict[str, Tensor]) -> None:
     Raises:
         CheckpointError: they are not those of such a head.
     """
+    check_head(name for name, t in tensors.items() if not t.is_floating_point())
     wanted = {name: tuple(t.shape) for name, t in head.state_dict().items()}
     given = {name: tuple(t.shape) for name, t in tensors.items()}
     if wanted != given:
@@ -356,7 +357,7 @@ def with_language_adapter(base: Path, folder: Path, device: str, dtype: str) -> 
     Raises:
         CheckpointError: weights are missing, or the adapter is not for this model.
     """
-    model, report = backbones.from_pretrained(AutoModelForCausalLM, base, **_placed(base, device, dtype))
+    model, report = backbones.from_pretrained(AutoModelForCausalLM, base, **placed(base, device, dtype))
     _check_whole(base, {name for name in _lost(report) if not name.startswith("lm_head")})
     wrapped = with_adapter(model, folder)
     return wrapped, getattr(wrapped.base_model.model, model.base_model_prefix)

@@ -41,13 +41,13 @@ def rows(parts: Parts, folder: Path, bare: Any, ids: Sequence[int] | None = None
         BadInput: an id is beyond the vocabulary.
         Refused: the folder does not hold them in a way that is known.
     """
-    out = bare.get_output_embeddings()
-    size = len(out.weight)
-    if beyond := [i for i in ids or () if not 0 <= i < size]:
-        raise BadInput(f"token id {beyond[0]} is not in the vocabulary of {size}; choose tokens of this model")
     backbone: Any = parts.backbone
     own = backbone.get_input_embeddings().weight.data
-    name = next(name for name, module in bare.named_modules() if module is out)
+    if own.is_meta:
+        return rows_stored(folder, bare, ids)
+    out = bare.get_output_embeddings()
+    size, name = len(out.weight), _name(bare, out)
+    _check_known(ids, size)
     if out.weight is bare.get_input_embeddings().weight and len(own) == size:
         found = {"weight": own if ids is None else own[torch.tensor(ids)]}
     else:
@@ -55,6 +55,30 @@ def rows(parts: Parts, folder: Path, bare: Any, ids: Sequence[int] | None = None
     if _adapted(folder, name) or ("bias" in found) is not (out.bias is not None):
         raise Refused(f"{folder} stores its language-model head in a way that karat does not know")
     return {part: tensor.to(own.device, own.dtype) for part, tensor in found.items()}
+
+
+def rows_stored(folder: Path, bare: Any, ids: Sequence[int] | None = None) -> dict[str, Tensor]:
+    """`rows` of a folder whose backbone is not loaded, as they are stored.
+
+    Raises:
+        BadInput: an id is beyond the vocabulary.
+        Refused: the folder does not hold them in a way that is known.
+    """
+    out, table = bare.get_output_embeddings(), bare.get_input_embeddings()
+    _check_known(ids, len(out.weight))
+    found = _stored(folder, _name(bare, table if out.weight is table.weight else out), ids)
+    if ("bias" in found) is not (out.bias is not None):
+        raise Refused(f"{folder} stores its language-model head in a way that karat does not know")
+    return found
+
+
+def _check_known(ids: Sequence[int] | None, size: int) -> None:
+    if beyond := [i for i in ids or () if not 0 <= i < size]:
+        raise BadInput(f"token id {beyond[0]} is not in the vocabulary of {size}; choose tokens of this model")
+
+
+def _name(bare: Any, own: Any) -> str:
+    return str(next(name for name, module in bare.named_modules() if module is own))
 
 
 def _base_of(folder: Path) -> Path:

@@ -8,10 +8,11 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from karat.types import CheckpointError, Refused
@@ -23,8 +24,13 @@ _MOST_TEXT = 1 << 29  # bytes of a file that is read whole
 # Settings of a config by which layers and tensors grow, and how far they may be from what is stored: so many numbers to
 # a byte, as packed ones may have, beside what small models leave unused.
 _SIZE = re.compile(r"(_size|_dim|embd|inner|positions?|embeddings|layers?|blocks|heads|experts|labels)$")
-_PACKED = re.compile(r"\.((weight|input|k|v)_scale(_inv)?|SCB|absmax|scales|qzeros|qweight|quant_map|quant_state\..*)$")
+# What is stored beside packed weights, by their methods.
+SCALES = re.compile(
+    r"\.((weight|input|k|v)_scale(_inv)?|SCB|weight_format|(nested_)?absmax|scales|qzeros|qweight|(nested_)?quant_map"
+    r"|quant_state\..*)$"
+)
 _MOST_LAYERS, _SPARE, _SMALL = 4096, 16, 1 << 26
+_SUMS: WeakKeyDictionary[nn.Module, tuple[int, list[int]]] = WeakKeyDictionary()
 
 
 @contextlib.contextmanager
@@ -116,6 +122,12 @@ def load_config(folder: Path) -> PreTrainedConfig:
     Raises:
         Refused: transformers does not know its architecture, or its sizes are none.
     """
+    named = read_json(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
+    if isinstance(named, str) and named not in CONFIG_MAPPING:
+        raise Refused(
+            f"the config in {folder} cannot be used: transformers does not know the architecture {named!r:.60} here;"
+            " upgrade it, or take another model, as no code of the folder is run"
+        )
     try:
         with quiet():
             config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -189,7 +201,7 @@ def _packed_by(folder: Path) -> str:
 
 def check_layers(folder: Path, model: Any, report: dict[str, Any]) -> None:
     """Raise CheckpointError for tensors left over that are scales of packed weights, or whole further layers."""
-    if packed := sorted(filter(_PACKED.search, report["unexpected_keys"])):
+    if packed := sorted(filter(SCALES.search, report["unexpected_keys"])):
         raise CheckpointError(
             f"{folder} holds {packed[0]}, a scale of weights in fewer bits that would not be applied; take the model as"
             " it was before"
@@ -286,7 +298,10 @@ def choose_dtype(dtype: str, device: torch.device, config: PreTrainedConfig) -> 
         return own if device.type == "cuda" and isinstance(own, torch.dtype) else torch.float32
     chosen = getattr(torch, dtype, None)
     if not (isinstance(chosen, torch.dtype) and chosen.is_floating_point):
-        raise Refused(f"dtype {dtype!r} is no floating-point type; use auto, float32, bfloat16 or float16")
+        raise Refused(
+            f"dtype {dtype!r} is no floating-point type; use auto, float32, bfloat16 or float16,"
+            " or int8 or nf4 with bitsandbytes"
+        )
     return chosen
 
 
@@ -302,3 +317,19 @@ def first_line(error: Exception) -> str:
     """What an error of another library says, short enough for a sentence."""
     first, *rest = (str(error).strip() or type(error).__name__).splitlines()
     return " ".join([first, *(line.strip() for line in rest[: first.endswith(":")])])[:300]
+
+
+def sums(module: nn.Module) -> list[int]:
+    """The bits of each weight added up, which tell models apart: the same on every device, in whatever order.
+
+    Weights that are not here (on torch's meta device) say nothing. Added up anew only where one has been changed.
+    """
+    changes = sum(weight._version for weight in module.parameters())
+    if _SUMS.get(module, (-1, []))[0] != changes:
+        _SUMS[module] = changes, [_sum_of_bits(w.detach()) for w in module.parameters() if not w.is_meta]
+    return _SUMS[module][1]
+
+
+def _sum_of_bits(weight: torch.Tensor) -> int:
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
+    return int(weight.contiguous().view(whole).sum(dtype=torch.int64))

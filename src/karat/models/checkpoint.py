@@ -14,10 +14,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from karat.models import _language
+from karat.models import _language, _outline
 from karat.models import backbone as backbones
 from karat.models._fitting import add_lora, add_pad_token, add_step_token
-from karat.models._golden import GOLDEN, Scorer, golden_drift, golden_examples, golden_inputs
+from karat.models._golden import GOLDEN, Scorer, golden_drift, golden_examples, golden_inputs, golden_tolerance
+from karat.models._outline import Outline
 from karat.models._parts import (
     HEAD_FILE,
     Parts,
@@ -48,6 +49,7 @@ from karat.types import CheckpointError, Refused, Unscored
 __all__ = [
     "GOLDEN",
     "Defaults",
+    "Outline",
     "Parts",
     "Reading",
     "add_lora",
@@ -57,7 +59,9 @@ __all__ = [
     "golden_drift",
     "golden_examples",
     "golden_inputs",
+    "golden_tolerance",
     "load",
+    "outline",
     "reading",
     "reread",
     "save",
@@ -83,14 +87,31 @@ def load(
     """
     told = reading(path, defaults, **options)
     before = stored_as(told.folder)
-    parts = _load_parts(told, device, dtype)
-    if told.saved is None:
-        parts = replace(parts, open=told.folder, stored=before)
-    else:
-        _verify(parts, told.saved)
-    if told.saved is None and "type" in told.spec.head.model_fields_set and told.spec.head.type != parts.spec.head.type:
-        refuse_head(told.folder, parts.spec.head.type, told.spec.head.type)
+    parts = _checked(told, _load_parts(told, device, dtype), before)
     return replace(parts, reference=_language.reference(parts, device, dtype)) if parts.spec.head.reference else parts
+
+
+def outline(path: str | Path, defaults: Defaults = dict, **options: Any) -> Outline:
+    """A model with its reward head and without the weights of its backbone, which a server has to run; see `load`.
+
+    Raises:
+        Refused: as of `load`, or no server can run it.
+        CheckpointError: as of `load`.
+    """
+    told = reading(path, defaults, **options)
+    before = stored_as(told.folder)
+    found = _outline.outline(told)
+    return replace(found, parts=_checked(told, found.parts, before))
+
+
+def _checked(told: Reading, parts: Parts, before: tuple[tuple[str | int, ...], ...]) -> Parts:
+    """Parts that are what the folder's spec says, or that what was asked for fits; `before`: as `stored_as` said."""
+    if told.saved is not None:
+        _verify(parts, told.saved)
+        return parts
+    if "type" in told.spec.head.model_fields_set and told.spec.head.type != parts.spec.head.type:
+        refuse_head(told.folder, parts.spec.head.type, told.spec.head.type)
+    return replace(parts, open=told.folder, stored=before)
 
 
 def start(

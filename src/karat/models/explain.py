@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from karat import types
 from karat.models import backbone as backbones
 from karat.models import checkpoint
+from karat.models._quantised import stored_by
 from karat.models.checkpoint import Defaults, Reading
 from karat.models.families.evidence import Evidence
 from karat.models.render import Rendered, Renderer, render_part
@@ -59,13 +60,19 @@ def _family(told: Reading) -> list[Line]:
     held = [f"{theirs} {[*evidence.shapes[theirs]]}" for theirs in list(names.values())[:_SHOWN]]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     lines = [Line("family", told.found.family.name), Line("head", ", ".join(held) + more)]
-    return [*lines, Line("backbone", _backbone(evidence)), *_ignored(evidence)]
+    return [*lines, Line("backbone", _backbone(evidence)), *_packed(evidence), *_ignored(evidence)]
 
 
 def _backbone(evidence: Evidence) -> str:
     own = type(evidence.skeleton).__name__
     stands = f" in the place of {evidence.config.get('model_type')}" if evidence.stand_in else ""
     return f"{own}{stands}, tensors under {evidence.prefix!r}, of {evidence.width} numbers to a state"
+
+
+def _packed(evidence: Evidence) -> list[Line]:
+    """What the backbone is stored in, where that is fewer bits than its numbers have."""
+    method = stored_by(evidence.settings)
+    return [Line("weights", f"in fewer bits, by {method}; the head is not among them")] if method else []
 
 
 def _ignored(evidence: Evidence) -> list[Line]:

@@ -6,6 +6,7 @@ It knows layouts, BOS, EOS and length; it knows nothing about weights or rewards
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -174,7 +175,7 @@ class Renderer:
             return Unscored("this model reads segments of its own, so a finished text is none; give prompt and answers")
         ids = list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         bos = self.tokenizer.bos_token_id
-        if bos is not None and ids[:1] != [bos] and self._adds_bos():
+        if bos is not None and ids[:1] != [bos] and self._adds_bos:
             ids = [bos, *ids]
         marks = self._steps.find(ids) if self._steps else ()
         start = self._prompt_end.find(ids) if self._prompt_end else 0
@@ -182,6 +183,7 @@ class Renderer:
             return marks if isinstance(marks, Unscored) else start  # type: ignore[return-value]
         return self._measured(Draft(self._closed(ids), marks, start), ())
 
+    @cached_property
     def _adds_bos(self) -> bool:
         start: list[int] = self.tokenizer("", add_special_tokens=True)["input_ids"][:1]
         return start == [self.tokenizer.bos_token_id]

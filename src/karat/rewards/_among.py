@@ -113,8 +113,7 @@ class _Group:
     def _result(self, place: int, utility: float | None, standings: Standings) -> Result:
         own = {places: result for places, result in self.known.items() if place in places}
         if utility is None:
-            reasons = [result.reason for result in own.values() if isinstance(result, Unscored)]
-            return Unscored(reasons[0] if reasons else _ALONE)
+            return next((result for result in own.values() if isinstance(result, Unscored)), Unscored(_ALONE))
         first = [r for (a, _), r in own.items() if a == place and isinstance(r, Reward)]
         flags = ("cycle",) if any(place in cycle for cycle in standings.cycles) else ()
         tokens, cached = sum(r.tokens for r in first), sum(r.cached_tokens for r in first)

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from karat.models import backbone
+from karat.models._quantised import placed, precision
 from karat.models.generation import Opening
 from karat.progress import track
 from karat.rewards._sampling import Chances, Drawn, Missing, Sample, Sampling, Start
@@ -262,12 +263,8 @@ def load(
         Refused: there is no causal language model that can be loaded.
     """
     folder = backbone.locate(path)
-    config = backbone.load_config(folder)
     tokenizer = backbone.load_tokenizer(folder)
-    where = backbone.choose_device(device)
-    model, report = backbone.from_pretrained(
-        AutoModelForCausalLM, folder, dtype=backbone.choose_dtype(dtype, where, config)
-    )
+    model, report = backbone.from_pretrained(AutoModelForCausalLM, folder, **placed(folder, device, dtype))
     if missing := report["missing_keys"]:
         raise Refused(
             f"{path} is no causal language model: it lacks {sorted(missing)[0]}; give a policy or a judge,"
@@ -275,8 +272,8 @@ def load(
         )
     if template:
         tokenizer.chat_template = template
-    told = _fingerprint(folder, template, str(model.dtype))
-    return Local(model.to(where).eval(), tokenizer, sampling, batch_size, told)
+    told = _fingerprint(folder, template, precision(model))
+    return Local(model.eval(), tokenizer, sampling, batch_size, told)
 
 
 def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -16,8 +16,11 @@ from karat import types
 from karat.engine.base import Engine, EngineError, States, TrainingForward
 from karat.engine.padded import PaddedEngine, PaddedForward
 from karat.engine.probe import choose, is_causal
+from karat.engine.remote import RemoteEngine
 from karat.engine.tiles import in_tiles
 from karat.models import checkpoint
+from karat.models._quantised import precision
+from karat.models.backbone import sums
 from karat.models.checkpoint import Parts
 from karat.models.heads import (
     Head,
@@ -83,13 +86,16 @@ class LocalModel:
         self.spec = parts.spec
         self.renderer = Renderer(parts.tokenizer, parts.spec, parts.positions)
         self.engine = engine or choose(parts.backbone, deterministic)
-        if self.spec.head.type == "gated" and not is_causal(PaddedEngine(PaddedForward(parts.backbone))):
+        if self.spec.head.type == "gated" and not self._is_causal():
             raise Refused(
                 "the weights of objectives are read from the prompt, which in this model sees the answer; choose a"
                 " causal language model"
             )
         self._kind = kind(self.spec.kind, dict(self.spec.options))
         self._reference = choose(parts.reference.backbone, deterministic) if parts.reference else None
+
+    def _is_causal(self) -> bool:
+        return isinstance(self.engine, RemoteEngine) or is_causal(PaddedEngine(PaddedForward(self.parts.backbone)))
 
     @property
     def output(self) -> Output:
@@ -127,11 +133,10 @@ class LocalModel:
 
     @property
     def fingerprint(self) -> str:
-        """What decides a score beside the text: spec, weights of the head, and precision."""
-        dtype = next(self.parts.backbone.parameters()).dtype
-        said = [self.spec.model_dump_json(), self.parts.head.sha256(), str(dtype)]
-        if self.parts.reference is not None:
-            said += [self.parts.reference.head.sha256(), *_sums(self.parts.reference.backbone)]
+        """What decides a score beside the text: spec, weights and precision, or whose weights they are."""
+        said = [self.spec.model_dump_json(), precision(self.parts.backbone), getattr(self.engine, "served", "")]
+        models = [self.parts] if self.parts.reference is None else [self.parts, self.parts.reference]
+        said += [f"{m.head.sha256()} {sums(m.backbone)}" for m in models]
         return ids_hash("\n".join(said).encode())
 
     def score(self, prompt: Prompt, responses: Sequence[str], *, strict: bool = False) -> list[Result]:
@@ -288,7 +293,7 @@ class LocalModel:
             return self.scored(sequences)
         except EngineError as error:
             if len(sequences) == 1:
-                return [Unscored(str(error))]
+                return [Unscored(str(error), failed=True)]
             half = len(sequences) // 2
             return [*self._scored(sequences[:half]), *self._scored(sequences[half:])]
 
@@ -352,7 +357,11 @@ class LocalModel:
                 out.append(Scored(aggregated(self.spec, own), states.cached_tokens, own))
             else:
                 out.append(Scored(own[0], states.cached_tokens, None, *(by_name[len(out)] if by_name else ())))
-        return out
+        finite_R = torch.isfinite(numbers_Rk).all(-1)
+        if finite_R.all():
+            return out
+        of_each = torch.split(finite_R, [len(states[self.spec.pooling]) for states in found])
+        return [own._replace(sound=bool(finite.all())) for own, finite in zip(out, of_each, strict=True)]
 
     def as_rewards(self, scored: Sequence[Scored]) -> list[Reward]:
         """Rewards without an account of tokens."""
@@ -367,25 +376,21 @@ def _by_chunks(score: Callable[[Sequence[Any]], list[Result]], rows: Iterator[An
             yield result
 
 
-def _sums(module: nn.Module) -> list[str]:
-    """A number for each weight, that tells models apart."""
-    return [repr(float(w.detach().double().sum())) for w in module.parameters()]
-
-
 def load(
     path: str | Path, device: str = "auto", dtype: str = "auto", deterministic: bool = False, **options: Any
 ) -> LocalModel:
     """A reward model from a folder or hub id; see `karat.load`."""
     if not isinstance(path, str | Path):
         raise BadInput(f"a model is the path of a folder or a hub id, but got {path!r:.80}")
-
-    def given(options: Mapping[str, Any]) -> dict[str, Any]:
-        return defaults(str(options["kind"]), options) if "kind" in options else {}
-
-    return LocalModel(checkpoint.load(path, device, dtype, given, **options), deterministic=deterministic)
+    return LocalModel(checkpoint.load(path, device, dtype, of_kind, **options), deterministic=deterministic)
 
 
-def golden_values(parts: Parts, examples: Sequence[Example]) -> list[float | None]:
+def of_kind(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the kind that options name says beside them."""
+    return defaults(str(options["kind"]), options) if "kind" in options else {}
+
+
+def golden_values(parts: Parts, examples: Sequence[Example], engine: Engine | None = None) -> list[float | None]:
     """The scoring function that checkpoints are verified with."""
-    results = LocalModel(parts)._score(examples)
+    results = LocalModel(parts, engine)._score(examples)
     return [r.value if isinstance(r, Reward) else None for r in results]

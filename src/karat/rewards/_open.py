@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from karat import members
 from karat.models import backbone
-from karat.rewards import _local
+from karat.rewards import _local, _on_server
 from karat.rewards.base import RewardModel
 from karat.spec import FILE_NAME
 from karat.types import BadInput, CheckpointError, Refused
@@ -17,10 +17,16 @@ class _How(NamedTuple):
     device: str
     dtype: str
     deterministic: bool
+    engine: str | None
 
 
 def open_model(
-    path: str | Path, device: str = "auto", dtype: str = "auto", deterministic: bool = False, **options: Any
+    path: str | Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    deterministic: bool = False,
+    engine: str | None = None,
+    **options: Any,
 ) -> RewardModel:
     """A reward model from a folder or hub id; see `karat.load`.
 
@@ -28,7 +34,7 @@ def open_model(
     """
     if not isinstance(path, str | Path):
         raise BadInput(f"a model is the path of a folder or a hub id, but got {path!r:.80}")
-    opened = _open(path, _How(device, dtype, deterministic), (), options)
+    opened = _open(path, _How(device, dtype, deterministic, engine), (), options)
     if "aggregate" in options and not opened.at_steps:
         raise Refused(f"{path} gives no rewards of steps, so there is nothing to aggregate; leave aggregate out")
     return opened
@@ -42,7 +48,7 @@ def _open(path: str | Path, how: _How, around: tuple[Path, ...], options: Mappin
     if wrapper is None:
         if asked := _wrapper(options.get("kind")):
             raise Refused(asked.KIND.why)
-        return _local.load(folder, *how, **options)
+        return _loaded(path, folder, how, options)
     if not here and getattr(wrapper, "SENDS", False):
         raise Refused(
             f"{path} would hand your texts to a program that it names, and comes from a hub; download it, look at its"
@@ -51,11 +57,26 @@ def _open(path: str | Path, how: _How, around: tuple[Path, ...], options: Mappin
     if folder.resolve() in around:
         raise CheckpointError(f"{folder} is made of itself; make it anew")
 
+    inside: list[str | Path] = []
+
     def opener(inner: str | Path, **given: Any) -> RewardModel:
+        inside.append(inner)
+        if how.engine is not None and len(inside) > 1:
+            raise Refused(f"{path} is made of several models, and an engine runs one; leave engine out")
         return _open(inner, how, (*around, folder.resolve()), given)
 
     opened: RewardModel = wrapper.load(folder, opener, options)
+    if how.engine is not None and not inside:
+        raise Refused(f"{path} has no weights that an engine could run; leave engine out")
     return opened
+
+
+def _loaded(path: str | Path, folder: Path, how: _How, options: Mapping[str, Any]) -> RewardModel:
+    """A model with weights of its own."""
+    here = (how.device, how.dtype, how.deterministic)
+    if how.engine is None:
+        return _local.load(folder, *here, **options)
+    return _on_server.load(path, how.engine, *here, **options)  # the server may call it by its hub id
 
 
 def _kind_of(folder: Path) -> Any:

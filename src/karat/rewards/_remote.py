@@ -144,7 +144,7 @@ class Remote:
     def rank(self, prompt: Prompt, responses: Sequence[str]) -> list[Ranked]:
         """The responses, best first; unscored ones come last, in the order given."""
         responses = as_texts(responses)
-        body = {"prompt": _messages(as_messages(prompt)), "candidates": responses}
+        body = {"prompt": _messages(as_messages(prompt)), "candidates": responses, "options": self.options}
         places: list[Ranked] = []
 
         def read(data: Any) -> list[Result]:
@@ -206,7 +206,8 @@ class Remote:
     def _pairs(self, rows: list[Any]) -> list[Result]:
         def ask(good: list[Example]) -> list[Result]:
             items = [{"prompt": _messages(own.prompt), "a": own.response, "b": own.other} for own in good]
-            return self._answered("/v1/compare", {"items": items}, _probabilities, len(good))
+            body = {"items": items, "options": self.options}
+            return self._answered("/v1/compare", body, _probabilities, len(good))
 
         return _merged([_example(as_two(row)) for row in rows], ask)
 
@@ -223,7 +224,8 @@ class Remote:
             results = []
         if len(results) == count:
             return results
-        return [Unscored(f"{self.url} does not answer as karat serve does; check the URL, and both versions")] * count
+        told = f"{self.url} does not answer as karat serve does; check the URL, and both versions"
+        return [Unscored(told, failed=True)] * count
 
     def _posted(self, path: str, body: dict[str, Any]) -> Any:
         """The reply; Unscored where there is none.
@@ -236,7 +238,7 @@ class Remote:
         except _NoReward as error:
             return error.unscored
         except ServerError as error:
-            return Unscored(str(error))
+            return Unscored(str(error), failed=True)
 
     def _asked(self, method: str, path: str, body: Any = None) -> Any:
         for attempt in range(TRIES):
@@ -328,7 +330,8 @@ def _item(example: Example) -> dict[str, Any]:
 
 def _result(found: Mapping[str, Any], value: str) -> Result:
     if error := found.get("error"):
-        return Unscored(str(error["message"]), error.get("code") == "context_length_exceeded")
+        too_long, failed = error.get("code") == "context_length_exceeded", error.get("type") == "server_error"
+        return Unscored(str(error["message"]), too_long, failed)
     steps, orders, number = found.get("steps"), found.get("orders"), float(found[value])
     if not all(map(math.isfinite, (number, *(steps or ())))):
         raise ValueError(f"{number} is no reward")

@@ -23,6 +23,7 @@ class Scored(NamedTuple):
     steps: tuple[float, ...] | None = None  # where rewards are read at steps
     objectives: dict[str, float] | None = None  # where outputs have names
     gate: dict[str, float] | None = None  # their weights
+    sound: bool = True  # the head gave finite numbers
 
 
 def named(spec: RewardSpec, numbers_Rk: Tensor) -> list[tuple[dict[str, float], dict[str, float]]]:
@@ -76,10 +77,13 @@ def as_result(rendered: Rendered, scored: Scored | Unscored) -> Result:
     """The reward of a rendered answer; a value that is no number is none."""
     if isinstance(scored, Unscored):
         return scored
-    value, cached, steps, objectives, gate = scored
+    value, cached, steps, objectives, gate, sound = scored
     if not all(abs(v) < float("inf") for v in (value, *(steps or ()), *(objectives or {}).values())):
+        if sound:
+            return Unscored(f"the model's numbers became {value}, which is no reward; check its output and weights")
         return Unscored(
-            f"the model gave {value}, which is no reward; check its weights, or load it with dtype='float32'"
+            f"the model gave {value}, which is no reward; check its weights, or load it with dtype='float32'",
+            failed=True,
         )
     tokens = len(rendered.sequence.ids)
     told = {"truncated": rendered.truncated, "flags": rendered.flags}

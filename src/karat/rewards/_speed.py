@@ -20,6 +20,7 @@ from karat.engine.forest import ForestEngine
 from karat.engine.padded import PaddedEngine, PaddedForward, plan
 from karat.engine.probe import TOLERANCE
 from karat.engine.tree import Separate, Tree, packed
+from karat.models._quantised import precision
 from karat.models.heads import rewards_of
 from karat.progress import track
 from karat.rewards._local import LocalModel
@@ -125,7 +126,7 @@ def bench(model: LocalModel, repeats: int = 5) -> Speed:
 def _machine(model: LocalModel, ground: Ground) -> dict[str, Any]:
     return {
         "device": str(ground.device),
-        "dtype": str(next(model.parts.backbone.parameters()).dtype).removeprefix("torch."),
+        "dtype": precision(model.parts.backbone),
         "engine": _engine(model),
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),

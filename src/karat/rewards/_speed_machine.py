@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from karat.models._quantised import is_quantised
+
 ROWS = 1024  # of the products that show the matrix rate
 MIB = 2**20
 
@@ -26,11 +28,13 @@ class Rate(NamedTuple):
 
 @torch.no_grad()
 def matrix_rate(backbone: nn.Module) -> Rate | None:
-    """The rate of products of the shapes of a model's linear layers; None where experts make a token's cost unknown.
+    """The rate of products of the shapes of a model's linear layers.
+
+    None where packed weights or experts make a token's cost unknown.
 
     On a CPU it is that of the faster of float32 and the model's own type.
     """
-    if any(name.endswith("experts") for name, _ in backbone.named_modules()):
+    if is_quantised(backbone) or any(name.endswith("experts") for name, _ in backbone.named_modules()):
         return None
     shapes = Counter(_shape(m) for m in backbone.modules() if isinstance(m, nn.Linear | Conv1D))
     if not shapes:

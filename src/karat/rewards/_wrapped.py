@@ -282,5 +282,6 @@ def same_steps(names: Sequence[str], steps: Sequence[Sequence[float]]) -> list[t
 def with_values(reward: Reward, value: float, steps: tuple[float, ...] | None) -> Result:
     """The reward with other numbers; unscored where they are none."""
     if not all(map(math.isfinite, (value, *(steps or ())))):
-        return Unscored(f"a reward of {reward.value:g} became {value}, which is none; check the reward_spec.json")
+        told = f"a reward of {reward.value:g} became {value}, which is none; check the reward_spec.json"
+        return Unscored(told, failed=True)
     return replace(reward, value=value, steps=steps)

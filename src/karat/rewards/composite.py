@@ -8,6 +8,7 @@ another reward.
 import math
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, final
 
@@ -126,7 +127,7 @@ class Composite(Wrapped):
         parts: dict[str, Reward] = {}
         for term, result in zip(self.spec.terms, results, strict=True):
             if isinstance(result, Unscored):
-                return Unscored(f"{term.name}: {result.reason}", result.over_length)
+                return replace(result, reason=f"{term.name}: {result.reason}")
             parts[term.name] = result
         if self.spec.check is not None:
             checked = self._checked(row, self.spec.check.key)

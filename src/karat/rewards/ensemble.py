@@ -8,6 +8,7 @@ does not depend on the rewards' unit. A disagreement costs the reward that it co
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, final
 
@@ -101,7 +102,7 @@ class Ensemble(Wrapped):
         members, rewards = self.spec.members, [r for r in results if isinstance(r, Reward)]
         for member, result in zip(members, results, strict=True):
             if isinstance(result, Unscored):
-                return Unscored(f"{member.name}: {result.reason}", result.over_length)
+                return replace(result, reason=f"{member.name}: {result.reason}")
         values = [_moved(m, r.value) for m, r in zip(members, rewards, strict=True)]
         steps = [[_moved(m, s) for s in r.steps or ()] for m, r in zip(members, rewards, strict=True)]
         together_at = same_steps([m.name for m in members], steps) if self.at_steps else []

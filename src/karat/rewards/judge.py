@@ -183,7 +183,7 @@ class Judge:
         except PolicyError as error:
             if not self._answered:
                 raise Refused(str(error)) from None
-            return [Unscored(str(error))] * len(starts)
+            return [Unscored(str(error), failed=True)] * len(starts)
         self._answered = self._answered or any(isinstance(own, Reward) for own in results)
         return results
 
@@ -193,7 +193,8 @@ class Judge:
         values = [own for own in votes if not isinstance(own, str)]
         lost = [own for own in votes if isinstance(own, str)]
         if len(values) < max(1, len(lost)):
-            return Unscored(lost[0] if len(votes) == 1 else f"{len(lost)} of {len(votes)} votes are lost: {lost[0]}")
+            told = lost[0] if len(votes) == 1 else f"{len(lost)} of {len(votes)} votes are lost: {lost[0]}"
+            return Unscored(told, failed=True)
         tokens = sum(own.tokens + own.read for own in drawn if isinstance(own, Sample))
         return Reward(math.fsum(values) / len(values), tokens=tokens, flags=("votes_lost",) if lost else ())
 
@@ -208,11 +209,12 @@ class Judge:
     def _share(self, chances: Chances | Missing) -> Result:
         """The mean of the words' values by their probabilities."""
         if isinstance(chances, Missing):
-            return Unscored(chances.reason)
+            return Unscored(chances.reason, failed=True)
         mass = math.fsum(chances.of_words)
         if not mass >= LEAST:
             words = " or ".join(map(repr, self.card.words))
-            return Unscored(f"the judge says {words} with a probability of {mass:.2g} only; ask in other words")
+            told = f"the judge says {words} with a probability of {mass:.2g} only; ask in other words"
+            return Unscored(told, failed=True)
         weighed = zip(chances.of_words, self.card.values.values(), strict=True)
         return Reward(math.fsum(p * value for p, value in weighed) / mass, tokens=chances.read + 1)
 

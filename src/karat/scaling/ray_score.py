@@ -4,9 +4,6 @@ Only the process that was started writes: a shard is there whole or not at all, 
 takes its workers with it is halved until the row is found that does.
 """
 
-import logging
-import os
-import socket
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +12,12 @@ from karat.formats import base as formats
 from karat.models.backbone import first_line
 from karat.progress import track
 from karat.rewards import _offline
+from karat.scaling._cluster import connect
 from karat.scaling._pool import Pool
 from karat.scaling._shards import Open, Shard, cut, share_out
 from karat.types import BadInput
 
 SHARD = 512  # rows: what the death of a worker can cost, and enough for a replica to share prefixes
-KNOCK = 10.0  # seconds for a cluster to answer
-STORE = 256 << 20  # bytes of shards on their way, of a cluster that is made for the run
 
 
 def score_file(
@@ -42,7 +38,7 @@ def score_file(
     """
     _offline.check_output(output)
     settings = {"model": opened.model, "deterministic": opened.deterministic, **opened.options, "shard": SHARD}
-    ray = _connect(address)
+    ray = connect(address)
     try:
         resources = share_out(ray.nodes(), replicas)
         pool = Pool(ray, opened.from_anywhere(), resources)
@@ -56,37 +52,6 @@ def score_file(
     finally:
         ray.shutdown()
     return _offline.finish(job, _results(job, shards).__iter__)
-
-
-def _connect(address: str) -> Any:
-    """The module, connected."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # else 30, which a busy machine exceeds
-    try:
-        import ray
-    except ImportError:
-        raise BadInput("scoring on a cluster needs Ray; install it with `pip install 'karat[ray]'`") from None
-    local = address == "local"
-    own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": STORE} if local else {}
-    try:
-        if not local:
-            _knock(address)
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **own)
-    except Exception as error:  # Ray raises a plain one for some
-        why = first_line(error)
-        raise BadInput(
-            f"Ray does not start on this machine ({why}); give the command again when it is less busy, or without --ray"
-            if local
-            else f"there is no Ray cluster at {address} ({why}); start one with `ray start --head` and give the"
-            " HOST:PORT that it prints, or give --ray local"
-        ) from None
-    return ray
-
-
-def _knock(address: str) -> None:
-    """Raise OSError or ValueError where nobody listens: Ray would try for minutes, and then end the process."""
-    host, _, port = address.rpartition(":")
-    socket.create_connection((host, int(port)), KNOCK).close()
 
 
 def _score_rest(pool: Pool, job: _offline.Job, shards: Sequence[Shard], replicas: int) -> None:

@@ -115,6 +115,8 @@ class App:
                 status = await self._answered(call, send)
         except Gone:
             status = 499
+        except asyncio.CancelledError:  # of a stream, whose reader was told
+            status = 503
         finally:
             self._note(call, status)
 
@@ -125,7 +127,7 @@ class App:
             reply = await self._replied(call)
         except Gone:
             raise
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             reply = _replies.of_error(error, call.number)
         if reply.status >= 400 and path in (PATH, LIVE) and isinstance(reply.body, dict):
             reply = self.pages.refused(path, reply)

@@ -2,12 +2,16 @@
 
 import asyncio
 import time
+from functools import partial
 
 from karat.engine._load import Overloaded, WorkError
-from karat.models.checkpoint import GOLDEN, golden_drift, golden_inputs
+from karat.models.checkpoint import GOLDEN, golden_drift, golden_inputs, golden_tolerance
 from karat.rewards._local import LocalModel, golden_values
+from karat.rewards._wrapped import Wrapped
+from karat.rewards.base import RewardModel
+from karat.rewards.judge import Judge
 from karat.serving._pipeline import Pipeline
-from karat.serving._rows import Outcome, Row
+from karat.serving._rows import Outcome, Row, size_of
 from karat.types import CheckpointError, Example, Message, Reward, Unscored
 
 FRESH = 10.0  # seconds for which a verdict stands
@@ -33,12 +37,15 @@ class Canary:
         """
         model = self.pipeline.model
         if isinstance(model, LocalModel) and model.spec.golden:
-            half = next(model.parts.backbone.parameters()).dtype.itemsize < 4
-            tolerance = 5e-2 if half else 1e-4
-            if drift := await asyncio.to_thread(golden_drift, model.parts, model.spec, golden_values, tolerance):
+            tolerance = golden_tolerance(model.parts)
+            score = partial(golden_values, engine=model.engine)
+            if drift := await asyncio.to_thread(golden_drift, model.parts, model.spec, score, tolerance):
                 raise CheckpointError(f"the model is not served: {drift}")
         if self._embeds:
             self._verdict = ""
+            return
+        if _asks(model):
+            await self._answered()
             return
         self._known = [_value(one) for one in await self.pipeline.score(self._rows())]
         if not any(value is not None for value in self._known):
@@ -47,6 +54,21 @@ class Canary:
             )
         await self._warm()
         self._seen, self._verdict = time.monotonic(), ""
+
+    async def _answered(self) -> None:
+        """Ask a judge once, and never again: its questions cost, and it may say something else each time.
+
+        Raises:
+            CheckpointError: nobody answers it.
+        """
+        rows, model = self._rows()[:1], self.pipeline.model
+        if model.compares:
+            (found,) = await self.pipeline.call(lambda: list(model.compare_many(rows)), sum(map(size_of, rows)))
+        else:
+            (found,) = await self.pipeline.score(rows)
+        if not isinstance(found, Reward | Unscored):
+            raise CheckpointError(f"the model is not served: {found}")
+        self._verdict = ""
 
     async def _warm(self) -> None:
         """Score a few, then more: so that how fast it is, is known before anyone comes."""
@@ -86,7 +108,9 @@ class Canary:
     def _rows(self) -> list[Row]:
         if isinstance(self.pipeline.model, LocalModel):
             return list(golden_inputs(self.pipeline.model.spec))
-        return [Example((Message("user", prompt),), response) for prompt, response in GOLDEN]
+        others = [response for _, response in (*GOLDEN[1:], GOLDEN[0])]
+        both = zip(GOLDEN, others, strict=True)
+        return [Example((Message("user", ask),), own, other=self._other(other)) for (ask, own), other in both]
 
     def _other(self, text: str) -> str | None:
         return text if self.pipeline.model.compares else None
@@ -95,6 +119,11 @@ class Canary:
     def _embeds(self) -> bool:
         model = self.pipeline.model
         return isinstance(model, LocalModel) and model.spec.head.type == "hidden"
+
+
+def _asks(model: RewardModel) -> bool:
+    """Whether a judge gives its rewards, alone or with others."""
+    return isinstance(model, Judge) or (isinstance(model, Wrapped) and any(map(_asks, model.models)))
 
 
 def _value(outcome: Outcome) -> float | None:

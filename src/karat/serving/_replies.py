@@ -1,5 +1,6 @@
 """Replies on their way out: what is told of an error, and how a reply is sent, whole or as it comes."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
@@ -9,6 +10,7 @@ import pydantic_core
 from pydantic import ValidationError
 
 from karat.engine._load import WorkError
+from karat.engine._work import Closed
 from karat.serving._sentences import problems
 from karat.serving.base import ApiError, Reply, as_error
 from karat.types import KaratError
@@ -16,12 +18,17 @@ from karat.types import KaratError
 _LOG = logging.getLogger("karat.serving")
 
 
-def of_error(error: Exception, number: str) -> Reply:
+_ENDS = as_error(Closed("the server ends before this was done; ask again later"))
+
+
+def of_error(error: BaseException, number: str) -> Reply:
     """What is told of an exception: of karat's own their text, of others nothing but that there was one."""
     if isinstance(error, ApiError):
         told = error
     elif isinstance(error, WorkError):
         told = as_error(error)
+    elif isinstance(error, asyncio.CancelledError):
+        told = _ENDS
     elif isinstance(error, KaratError):
         told = ApiError(400, str(error), "refused")
     else:
@@ -51,9 +58,19 @@ async def send(reply: Reply, send: Callable[[Any], Awaitable[None]], headers: Ma
     await send({"type": "http.response.start", "status": reply.status, "headers": said})
     if streamed:
         async with aclosing(reply.body) as parts:
-            async for part in parts:
-                await send({"type": "http.response.body", "body": part, "more_body": True})
+            try:
+                async for part in parts:
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+            except asyncio.CancelledError:
+                await send({"type": "http.response.body", "body": _cut(reply.media)})
+                raise
     await send({"type": "http.response.body", "body": body})
+
+
+def _cut(media: str) -> bytes:
+    """What a stream ends with that is given up."""
+    told = encoded({"error": _ENDS.as_json()})
+    return b"data: " + told + b"\n\n" if media == "text/event-stream" else told + b"\n"
 
 
 def encoded(body: Any) -> bytes:

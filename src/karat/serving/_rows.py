@@ -115,7 +115,7 @@ def _outcome(asked: LocalModel, own: LocalModel, both: tuple[Rendered, Computed]
     options = [
         name for name in ("output", "weights", "aggregate") if getattr(asked.spec, name) != getattr(own.spec, name)
     ]
-    if options and torch.isfinite(_numbers(asked, own, [both])).all():
+    if options and not result.failed:
         return Unscored(
             f"options: {' and '.join(options)} make {scored.value} of the model's numbers; give smaller ones"
         )

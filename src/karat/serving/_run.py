@@ -8,10 +8,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -26,6 +26,7 @@ from karat.types import Refused
 
 MOST_HEAD = 64 << 10  # bytes of a request's first line and headers
 SLOW_HEAD = 20.0  # seconds that they may take to arrive
+LAST_WORDS = 1.0  # seconds that those who wait may take to hear that the server ends at once
 SWITCH = 0.0005  # seconds after which a thread of Python makes room for another: the engine's leaves gaps that small
 
 
@@ -48,27 +49,64 @@ class Source:
         return Pipeline(model, max_batch_tokens, max_wait, turns, generator)
 
 
-def serve(
-    sources: Mapping[str, Source],
-    settings: Settings,
-    listening: socket.socket,
-    max_batch_tokens: int = 2048,
-    max_wait: float = 30.0,
-) -> None:
-    """Serve models by name until the process is asked to end; on stderr, where.
+def made(
+    sources: Mapping[str, Source], settings: Settings, max_batch_tokens: int = 2048, max_wait: float = 30.0
+) -> App:
+    """The application, with its models loaded.
 
     Raises:
-        Refused: a model does not score as it has to, or the device failed so that nothing more can be computed.
+        KaratError: one of them cannot be.
     """
     sys.setswitchinterval(SWITCH)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
     turns = Turns()
     loads = {name: partial(own.pipeline, turns, max_batch_tokens, max_wait) for name, own in sources.items()}
-    app = App({name: made() for name, made in loads.items()}, settings, loads)
+    return App({name: load() for name, load in loads.items()}, settings, loads)
+
+
+class Models(Protocol):
+    """What the process asks of an application's models."""
+
+    @property
+    def broken(self) -> str:
+        """Why nothing can be answered any more; empty where it can."""
+        ...
+
+    def __iter__(self) -> Iterator[str]:
+        """Their names."""
+        ...
+
+    async def reload(self, name: str) -> None:
+        """Load one anew."""
+        ...
+
+
+class Served(Protocol):
+    """An application that runs until the process is asked to end."""
+
+    problem: str  # why it did not start
+
+    @property
+    def pipelines(self) -> Models:
+        """Its models."""
+        ...
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """One connection's event, as ASGI says."""
+        ...
+
+
+def serve(app: Served, listening: socket.socket) -> None:
+    """Serve until the process is asked to end; on stderr, where.
+
+    Raises:
+        Refused: a model does not score as it has to, or nothing more can be computed.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
     server = _Server(_config(app), app)
     for asked in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when all is answered; then it is enough
         signal.signal(asked, lambda *_: None)
-    server.run([listening])
+    with contextlib.suppress(SystemExit):  # uvicorn's where it does not start: why is said below
+        server.run([listening])
     if not server.started:
         raise Refused(app.problem or "the server did not start; the lines above say why")
     if broken := app.pipelines.broken:
@@ -88,7 +126,7 @@ def end() -> NoReturn:
     os._exit(0)
 
 
-def _config(app: App) -> uvicorn.Config:
+def _config(app: Served) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
@@ -104,25 +142,45 @@ def _config(app: App) -> uvicorn.Config:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, which says where it listens, loads models anew at SIGHUP, and ends where the device failed."""
+    """uvicorn's, which says where it listens, loads models anew at SIGHUP, and ends where the device failed.
 
-    def __init__(self, config: uvicorn.Config, app: App) -> None:
+    At the first SIGTERM or SIGINT what was accepted is answered; at the second those who wait are told that it is not.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: Served) -> None:
         super().__init__(config)
         self._app = app
         self._tasks: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: Any = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
+            self._loop.add_signal_handler(signal.SIGHUP, self._go, self._reload_all)
             _say(f"serving at http://{f'[{host}]' if ':' in host else host}:{port}")
 
     async def on_tick(self, counter: int) -> bool:
         return await super().on_tick(counter) or bool(self._app.pipelines.broken)
 
-    def _reload(self) -> None:
-        task = asyncio.get_running_loop().create_task(self._reload_all())
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """A signal to end."""
+        if self.should_exit and self._loop:
+            self._loop.call_soon_threadsafe(self._go, self._hurry)
+        else:
+            super().handle_exit(sig, frame)
+
+    async def _hurry(self) -> None:
+        running = set(self.server_state.tasks)
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running, timeout=LAST_WORDS)
+        self.force_exit = True  # nothing else is waited for, such as a forward
+
+    def _go(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        task = asyncio.get_running_loop().create_task(work())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

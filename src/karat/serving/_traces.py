@@ -5,6 +5,7 @@ Without an SDK beside that package its spans are not recorded, and the caller's 
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -29,7 +30,7 @@ class Trace:
             self._begin({"traceparent": self.header, "tracestate": _state(headers)} if found else {})
 
     def _begin(self, parent: Mapping[str, str]) -> None:
-        api, propagate = import_module("opentelemetry.trace"), import_module("opentelemetry.propagate")
+        api, propagate = _api("trace"), _api("propagate")
         context = propagate.extract(dict(parent))
         tracer = api.get_tracer("karat")
         self._span = tracer.start_span("request", context, kind=api.SpanKind.SERVER)
@@ -50,14 +51,19 @@ class Trace:
         said = {"http.request.method": method, "http.route": path, "http.response.status_code": status}
         self._span.set_attributes(said | ({"karat.model": model} if model else {}))
         if status >= 500:
-            codes = import_module("opentelemetry.trace").StatusCode
-            self._span.set_status(codes.ERROR)
+            self._span.set_status(_api("trace").StatusCode.ERROR)
         self._span.end()
+
+
+@cache
+def _api(name: str) -> Any:
+    """A module of opentelemetry-api."""
+    return import_module(f"opentelemetry.{name}")
 
 
 def _records() -> bool:
     """Whether an SDK was set up, without which spans go nowhere."""
-    api = import_module("opentelemetry.trace")
+    api = _api("trace")
     return not isinstance(api.get_tracer_provider(), api.ProxyTracerProvider)
 
 

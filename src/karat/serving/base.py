@@ -223,7 +223,7 @@ def check_rewards(model: RewardModel) -> None:
 
 def as_error(outcome: Unscored | WorkError | Exception) -> ApiError:
     """What a client is told of a failure."""
-    if isinstance(outcome, Unscored):
+    if isinstance(outcome, Unscored) and not outcome.failed:
         return ApiError(400, outcome.reason, "context_length_exceeded" if outcome.over_length else "unscored")
     if isinstance(outcome, Overloaded):
         return ApiError(429, str(outcome), "overloaded", headers={"Retry-After": f"{outcome.retry_after:.0f}"})
@@ -231,7 +231,7 @@ def as_error(outcome: Unscored | WorkError | Exception) -> ApiError:
         return ApiError(504, str(outcome), "deadline_exceeded")
     if isinstance(outcome, Closed):
         return ApiError(503, str(outcome), "unavailable", headers={"Retry-After": "1"})
-    return ApiError(500, str(outcome), "model_failed")
+    return ApiError(500, outcome.reason if isinstance(outcome, Unscored) else str(outcome), "model_failed")
 
 
 def error_of_input(outcome: Unscored | WorkError, place: int, count: int) -> ApiError:

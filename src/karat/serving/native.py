@@ -227,6 +227,8 @@ async def rank(request: Request[RankBody]) -> Any:
     model = await read_by(request, body.options)
     prompt = messages_of(body.prompt)
     found = await _ranked(request, model, [_example(prompt, candidate) for candidate in body.candidates])
+    if len(found) == 1 and not isinstance(found[0].result, Reward):
+        raise as_error(found[0].result)
     data = [{"index": one.number, "rank": i + 1, **shown(one.result)} for i, one in enumerate(found)]
     return {
         **request.envelope("rank"),

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from karat.models import checkpoint, scratch
+from karat.models._quantised import is_quantised
 from karat.models.backbone import locate
 from karat.models.checkpoint import Parts
 from karat.rewards.base import Kind, defaults
@@ -120,6 +121,8 @@ def start(config: TrainConfig, model: str, device: str, made: Kind, items: Seque
     if spec.head.type == "log_ratio" and saved is None and "reference" not in options:
         spec = spec.with_options(reference=_first_model(config))
     parts = checkpoint.start(model, spec, device, plain=plain)
+    if config.method != "lora" and is_quantised(parts.backbone):
+        raise BadInput(f"{model} is stored in fewer bits, beside which only an adapter is trained; use method=lora")
     _check_head(parts.spec, spec, options)
     _without_dropout(parts.backbone)
     added = checkpoint.add_step_token(parts) if config.add_step_token else None

@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from karat.models import _parts
+from karat.models import backbone as backbones
+from karat.models._quantised import check_head
 from karat.models.families.evidence import Evidence
 from karat.spec import Head as HeadSpec
 from karat.spec import RewardSpec
@@ -167,6 +169,7 @@ def detect(folder: Path) -> Found:
     placed = ((family, family.placed(evidence)) for family in families())
     fits = [Found(family, evidence, names) for family, names in placed if names is not None]
     if not fits:
+        check_head(filter(backbones.SCALES.search, evidence.trained))
         raise Refused(_unknown(folder, evidence))
     if len(fits) > 1:
         named = " and ".join(found.family.name for found in fits)

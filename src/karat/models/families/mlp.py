@@ -32,7 +32,7 @@ FAMILIES = (
             "the checkpoint's own chat template, and no system message is added to it: Qwen2.5-Math-RM was trained with"
             " one of its own, and WorldPM with an empty one; give it as the first message",
             "the last token of the text is read: some configs name a pad token that WorldPM's cards read as its end",
-            "Universal-PRM's tensors look the same; for it give kind='process' and its layout",
+            "Universal-PRM's tensors look the same, and its reward is another: for it give spec='universal-prm'",
         ),
     ),
     Family(
