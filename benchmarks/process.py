@@ -36,9 +36,9 @@ LLAMA3 = (
 LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no")
 LAUNCH = (*LAUNCH, "--dynamo_backend", "no", "--main_process_port", "0", "--num_processes")
 TRAINING = {
-    "learning_rate": 2e-3,
+    "learning_rate": 1.5e-3,
     "epochs": 1,
-    "batch_size": 32,
+    "batch_size": 24,
     "lr_scheduler_type": "linear",
     "warmup_steps": 50,
     "adam_beta2": 0.99,
@@ -53,7 +53,7 @@ def rows(n: int, seed: int, split: arithmetic.Split) -> list[dict[str, Any]]:
 
 
 def start(folder: Path, texts: list[str], positions: int = 256) -> Path:
-    """A new two-layer decoder of 64 units and its tokenizer."""
+    """A new two-layer decoder of 96 units and its tokenizer."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(LLAMA3), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
@@ -70,12 +70,12 @@ def start(folder: Path, texts: list[str], positions: int = 256) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=160,
+        hidden_size=96,
+        intermediate_size=240,
         num_hidden_layers=2,
-        num_attention_heads=4,
+        num_attention_heads=6,
         max_position_embeddings=positions,
-        initializer_range=64**-0.5,
+        initializer_range=96**-0.5,
         num_labels=2,
         bos_token_id=0,
         eos_token_id=1,

@@ -94,7 +94,7 @@ def test_options_complete_and_override(model_folder):
     with pytest.raises(Refused, match="no device"):
         karat.load(str(model_folder), device="abacus")
     with pytest.raises(Refused, match="dtype"):
-        karat.load(str(model_folder), dtype="int8")
+        karat.load(str(model_folder), dtype="int3")
 
 
 def test_mean_pooling_of_a_loaded_class(model_folder):

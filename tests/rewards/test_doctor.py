@@ -30,13 +30,15 @@ def test_a_sound_model(folder):
     assert [f.check for f in findings] == [
         "loads",
         "golden scores",
+        "text",
         "BOS",
-        "padding id",
         "read",
+        "length",
+        "padding id",
         "padding",
         "mistakes",
     ]
-    assert "4 inputs" in findings[1].found and "1 at the start" in findings[2].found
+    assert "4 inputs" in findings[1].found and "1 at the start" in findings[3].found
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])

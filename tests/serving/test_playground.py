@@ -163,8 +163,10 @@ def test_answers_without_a_reward_say_why_and_come_last(local):
     assert page.text("h2", id="result-title") == "Answer 3 is best of 2"  # its box is the third
     (error,) = [text for _, text in page.all("span", class_="error")]
     assert "max_length" in error and error.startswith("No reward")
-    alone = shown(playgrounds.post(local("bradley_terry"), "p", ["x" * 3000]))
-    assert alone.text("h2", id="result-title") == "No answer was scored"
+    none = shown(playgrounds.post(local("bradley_terry"), "p", ["x" * 3000, "y" * 3000]))
+    assert none.text("h2", id="result-title") == "No answer was scored"
+    alone = playgrounds.post(local("bradley_terry"), "p", ["x" * 3000])
+    assert alone.status_code == 400 and "max_length" in PAGE(alone.text).text("p", role="alert")
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def precision(backbone: Any) -> str:
 
 def is_quantised(backbone: Any) -> bool:
     """Whether some weights are packed: they are no matrices, and only their own modules multiply by them."""
-    return bool(_said(backbone.config))
+    return bool(_said(getattr(backbone, "config", None)))
 
 
 def is_alone(backbone: Any) -> bool:

@@ -269,7 +269,8 @@ def positions(config: PreTrainedConfig) -> int | None:
 
 def vocabulary(backbone: Any) -> int:
     """How many tokens have a row in the embedding, PEFT's around it or not."""
-    return len(backbone.get_input_embeddings().weight)
+    weight = backbone.get_input_embeddings().weight
+    return int(getattr(weight, "ds_shape", weight.shape)[0])  # of DeepSpeed's, where each process has a share
 
 
 def position_offset(backbone: nn.Module) -> int:

@@ -1,15 +1,18 @@
 """Checks of a model's wiring that a person can act on."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
-from karat import types
 from karat.engine.padded import PaddedEngine, PaddedForward
+from karat.formats import base as formats
 from karat.models import checkpoint
+from karat.models._quantised import is_alone, is_quantised, precision
 from karat.models.backbone import choose_device
 from karat.models.checkpoint import Parts, golden_inputs
 from karat.models.render import Rendered
 from karat.rewards import _open, _parity
+from karat.rewards._doctor_shown import Finding, made_up, shown
+from karat.rewards._examples import as_example
 from karat.rewards._local import LocalModel, golden_values
 from karat.rewards.base import RewardModel
 from karat.types import Example, KaratError, Message, Reward, Unscored
@@ -18,30 +21,25 @@ _ASKED, _RIGHT, _WRONG = "What is 7*8?", "It is 56.", "It is 54."
 TRANSFORMERS = "transformers"  # the word for its own class, where else a file of scores stands
 
 
-class Finding(NamedTuple):
-    """One check."""
-
-    check: str
-    ok: bool
-    found: str
-
-
 def examine(
     path: str,
     device: str = "auto",
     dtype: str = "auto",
     parity: str = "",
     tolerance: float = _parity.TOLERANCE,
+    example: str = "",
     **options: Any,
 ) -> list[Finding]:
     """Load a model and check it; a model that cannot be loaded is one finding.
 
-    `parity` is a file of texts and scores that others have (see `_parity.read_known`), which may differ by `tolerance`,
-    or "transformers". `options` are the spec's.
+    `example` is a file whose first row is shown as the model reads it, else one is made up. `parity` is a file of texts
+    and scores that others have (see `_parity.read_known`), which may differ by `tolerance`, or
+    "transformers". `options` are the spec's.
 
     Raises:
-        BadInput: the file is none.
+        BadInput: a file is none.
     """
+    given = as_example(formats.rows(example)[0][1]) if example else None
     known = _parity.read_known(parity) if parity and parity != TRANSFORMERS else []
     try:
         model = _open.open_model(path, device, dtype, **options)
@@ -49,7 +47,7 @@ def examine(
         return [Finding("loads", False, str(error))]
     if not isinstance(model, LocalModel):
         return [Finding("loads", True, f"{type(model).__name__.lower()} of kind {_kind_of(model)}"), _answers(model)]
-    found = _examined(model)
+    found = _examined(model, given)
     if not all(own.ok for own in found if own.check in ("loads", "renders")):
         return found
     if known:
@@ -91,35 +89,55 @@ def _rendered(local: LocalModel) -> list[Rendered]:
     return [r for r in local.renderer(golden_inputs(local.spec)) if isinstance(r, Rendered)]
 
 
-def _examined(local: LocalModel) -> list[Finding]:
+def _examined(local: LocalModel, given: Example | None) -> list[Finding]:
     parts, rendered = local.parts, _rendered(local)
     found = [Finding("loads", True, _described(parts)), _golden(parts)]
     if not rendered:
         return [*found, Finding("renders", False, "no golden input can be rendered; check the template and max_length")]
-    ids = rendered[0].sequence.ids
-    own = [_bos(local, ids), _pad(parts), _read(parts, rendered[0].sequence), _padding(local, rendered)]
-    return [*found, *own, *_effects(local, rendered)]
+    return [*found, *_shown(local, given), _pad(parts), _padding(local, rendered), *_effects(local, rendered)]
+
+
+def _shown(local: LocalModel, given: Example | None) -> list[Finding]:
+    """How one example is read: the one that was given, or one that is made up, or the shortest that is known."""
+    found = [shown(local, example) for example in ([given] if given else [made_up(local), *golden_inputs(local.spec)])]
+    usable = [own for own in found if not isinstance(own, Unscored) and (given or not own.refused)]
+    if usable:
+        return usable[0].findings()
+    return [
+        Finding("text", False, next((own.reason for own in found if isinstance(own, Unscored)), "all are too long"))
+    ]
 
 
 def _described(parts: Parts) -> str:
     spec = parts.spec
     where = choose_device(str(parts.device))
     return (
-        f"{type(parts.backbone).__name__}, kind {spec.kind}, layout {spec.render.layout}, {spec.head.type} head read at"
-        f" {spec.pooling}, activation {spec.activation}, max_length {spec.render.max_length or parts.positions}"
-        f", on {where}"
+        f"{type(parts.backbone).__name__}, kind {spec.kind}, layout {spec.render.layout}, weights"
+        f" {precision(parts.backbone)}, {spec.head.type} head read at {spec.pooling}, activation {spec.activation},"
+        f" max_length {spec.render.max_length or parts.positions}, on {where}"
     )
 
 
 def _golden(parts: Parts) -> Finding:
     if not parts.spec.golden:
         return Finding("golden scores", True, "none: this checkpoint was not saved by karat")
-    float32 = next(parts.backbone.parameters()).dtype.itemsize >= 4
-    tolerance = 1e-4 if float32 else 5e-2  # another machine's kernels; bf16 rounds hidden states
-    drift = checkpoint.golden_drift(parts, parts.spec, golden_values, tolerance)
+    drift = checkpoint.golden_drift(parts, parts.spec, golden_values, checkpoint.golden_tolerance(parts))
+    if not drift and is_quantised(parts.backbone):
+        return Finding("golden scores", True, _rounded(parts))
     if not drift:
         return Finding("golden scores", True, f"{len(parts.spec.golden)} inputs score as when it was saved")
     return Finding("golden scores", False, f"{drift}; {_why(parts) or _OTHER}")
+
+
+def _rounded(parts: Parts) -> str:
+    """How far fewer bits move the golden scores."""
+    known = [golden.value for golden in parts.spec.golden]
+    now = golden_values(parts, checkpoint.golden_examples(parts.spec))
+    moved = max(abs(a - b) for a, b in zip(now, known, strict=True) if a is not None)
+    return (
+        f"{len(known)} inputs score within {moved:.3g} of what they did when it was saved, from {min(known):.3g} to"
+        f" {max(known):.3g}: its weights are in fewer bits now"
+    )
 
 
 _OTHER = "weights or spec are others than were saved: copy all files of the folder together"
@@ -153,44 +171,16 @@ def _effects(local: LocalModel, rendered: list[Rendered]) -> list[Finding]:
     return [Finding("mistakes", True, f"would move a score by up to {said}")] if said else []
 
 
-def _bos(local: LocalModel, ids: tuple[int, ...]) -> Finding:
-    tokenizer, render = local.parts.tokenizer, local.spec.render
-    bos, count = tokenizer.bos_token_id, 0
-    while count < len(ids) and ids[count] == bos:
-        count += 1
-    text = local.renderer.text(golden_inputs(local.spec)[0]) if render.layout == "chat" else ""
-    if bos is not None and text.startswith(2 * str(tokenizer.bos_token)):
-        return Finding(
-            "BOS", False, "the chat template writes it twice: karat reads one, other tools two; take one out of it"
-        )
-    return Finding("BOS", count <= 1, f"{count} at the start of a rendered answer")
-
-
-def _read(parts: Parts, sequence: types.Sequence) -> Finding:
-    read = sequence.reads[parts.spec.pooling]
-    if isinstance(read, types.Span):
-        return Finding("read", True, f"the mean of {len(sequence.ids)} tokens")
-    found = _around(parts, sequence, read[-1])
-    for name in parts.spec.reads[1:]:
-        gate = sequence.reads[name]
-        found += "" if isinstance(gate, types.Span) else f"; {name} {_around(parts, sequence, gate[-1])}"
-    return Finding("read", True, found)
-
-
-def _around(parts: Parts, sequence: types.Sequence, at: int) -> str:
-    around = [parts.tokenizer.convert_ids_to_tokens(i) for i in sequence.ids[max(0, at - 3) : at + 1]]
-    return f"at {around[-1]!r}, behind {' '.join(map(repr, around[:-1]))}"
-
-
 def _padding(local: LocalModel, rendered: list[Rendered]) -> Finding:
     """The same sequences alone, together, and padded on the left."""
     parts, sequences = local.parts, [r.sequence for r in rendered]
     alone = [local.values([s])[0] for s in sequences]
-    forwards = [PaddedForward(parts.backbone)]
-    if forwards[0].takes_positions:
+    # In eight bits each text is run alone, whatever is asked beside it.
+    forwards = [PaddedForward(parts.backbone, budget=1) if is_alone(parts.backbone) else PaddedForward(parts.backbone)]
+    if forwards[0].takes_positions and not is_alone(parts.backbone):
         forwards.append(PaddedForward(parts.backbone, side="left", pad_id=1))
     together = [LocalModel(parts, PaddedEngine(f)).values(sequences) for f in forwards]
     moved = [abs(a - b) / max(1.0, abs(a)) for row in together for a, b in zip(alone, row, strict=True)]
     worst = max(math.inf if math.isnan(m) else m for m in moved)
-    float32 = next(parts.backbone.parameters()).dtype.itemsize >= 4
+    float32 = precision(parts.backbone) in ("float32", "float64")
     return Finding("padding", worst <= (1e-5 if float32 else 5e-2), f"moves a score by {worst:.1e} of itself at most")

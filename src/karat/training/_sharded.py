@@ -1,6 +1,7 @@
 """Weights that are shared out over processes (FSDP2, ZeRO-3): who computes what, and all of them in one place again."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -64,7 +65,17 @@ def whole(trainer: Trainer) -> dict[str, Tensor]:
     return found
 
 
+def _gathered(weight: Tensor) -> AbstractContextManager[Any]:
+    """In which a weight that ZeRO-3 shares out, and that is empty outside, is whole in every process."""
+    if not hasattr(weight, "ds_id"):
+        return nullcontext()
+    from deepspeed import zero
+
+    return zero.GatheredParameters([weight])  # type: ignore[no-any-return]
+
+
 def all_finite(weight: Tensor) -> bool:
     """Whether every number of a weight is one, in all processes; all of them have to call it together."""
-    finite = torch.isfinite(weight).all()
+    with _gathered(weight):
+        finite = torch.isfinite(weight).all()
     return bool(finite.full_tensor() if isinstance(finite, DTensor) else finite)
