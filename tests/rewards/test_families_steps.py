@@ -222,8 +222,9 @@ def test_two_families_that_fit_are_refused(tmp_path, monkeypatch):
     again = dataclasses.replace(next(f for f in families() if f.name == "value head"), name="another")
     known = families()
     monkeypatch.setattr(base, "families", lambda: (*known, again))
-    with pytest.raises(Refused, match="could be of the families value head and another"):
+    with pytest.raises(Refused, match="families value head and another; say which is meant, family='value head' or"):
         karat.load(str(tmp_path / "m"))
+    assert karat.load(str(tmp_path / "m"), family="another").score("2+2?", ["4"])
 
 
 def test_weights_that_give_no_numbers_or_do_not_run(tmp_path):

@@ -152,10 +152,10 @@ def parsed(text: str) -> Any:
 
 
 def spec_fields() -> set[str]:
-    """The spec options that a user may give by name, and `spec`, which stands for those of a spec by name."""
+    """The spec options that a user may give by name; `spec`, a spec by name; and `family`, one of several that fit."""
     from karat.spec import option_names
 
-    return option_names() | {"spec"}
+    return option_names() | {"spec", "family"}
 
 
 _OWN = {"batch_size", "method", "eval"}  # karat's settings that messages give a value to

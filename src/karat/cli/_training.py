@@ -41,7 +41,7 @@ def _add_extra(fields: dict[str, Any], context: typer.Context) -> None:
     from karat.training.config import TRL_NAMES
 
     own = set(option_names(fields["kind"])) if fields.get("kind") in kinds() else set()
-    spec = _options.spec_fields() - {"kind", "spec"}
+    spec = _options.spec_fields() - {"kind", "spec", "family"}
     names = {*TRL_NAMES, "disable_dropout", "add_step_token"}
     trainer = _trainer_fields(context.args, own | spec | names)
     for name, value in _options.extra(context, own | spec | names | trainer).items():

@@ -27,7 +27,7 @@ class Reading(NamedTuple):
 def reading(path: str | Path, defaults: Defaults = dict, **options: Any) -> Reading:
     """How a folder is read with these options: by its own spec, or by the family that its files show.
 
-    The option `spec` stands for those of a spec by name, or in a file.
+    The option `spec` stands for those of a spec by name, or in a file; `family` says which of several heads is meant.
 
     Raises:
         BadInput: an option is none, or is out of range.
@@ -36,11 +36,12 @@ def reading(path: str | Path, defaults: Defaults = dict, **options: Any) -> Read
     """
     folder = backbones.locate(path)
     options = spelled_out(options)
+    family = str(options.pop("family", ""))
     saved = RewardSpec.read(folder)
     if saved is not None:
         spec = saved.with_options(**options)
         check_same_reading(saved, spec)
-        found = family_of(folder, spec)
+        found = family_of(folder, spec, family)
         if found and not found.names:
             raise Refused(
                 f"{folder} has no reward head beside its backbone; restore it, or train one with `karat train`"
@@ -48,7 +49,7 @@ def reading(path: str | Path, defaults: Defaults = dict, **options: Any) -> Read
         if found and not found.by_class(spec) and "type" not in saved.head.model_fields_set:  # written by hand
             spec = spec.model_copy(update={"head": found.head_spec() if found.family.of_class else found.head})
     else:
-        spec, found = _spec_of(folder, defaults, options)
+        spec, found = _spec_of(folder, defaults, options, family)
     if spec.render.over_length == "cut_end":
         raise Refused("over_length='cut_end' is for training; a reward of part of an answer is none: use 'cut_prompt'")
     return Reading(folder, spec, saved, found)
@@ -57,24 +58,26 @@ def reading(path: str | Path, defaults: Defaults = dict, **options: Any) -> Read
 _OF_NO_HEAD = ("lm_logits", "log_ratio", "hidden")
 
 
-def family_of(folder: Path, spec: RewardSpec) -> Found | None:
-    """The family whose head a folder has, where one is read.
+def family_of(folder: Path, spec: RewardSpec, family: str = "") -> Found | None:
+    """The family whose head a folder has, where one is read; of this name, where there are several.
 
     Raises:
         Refused: none is known that is stored so, or nothing of the model can be read.
     """
     if spec.head.type not in _OF_NO_HEAD and not (folder / HEAD_FILE).is_file():
-        return detect(folder)
+        return detect(folder, family)
     base = base_of_adapter(folder) if (folder / "adapter_config.json").is_file() else folder
     backbones.check_states(backbones.load_config(base), folder)
     return None
 
 
-def _spec_of(folder: Path, defaults: Defaults, options: Mapping[str, Any]) -> tuple[RewardSpec, Found | None]:
+def _spec_of(
+    folder: Path, defaults: Defaults, options: Mapping[str, Any], family: str
+) -> tuple[RewardSpec, Found | None]:
     """A spec for a folder without one: its tensors say what its head is, and its family how it is read."""
     base = RewardSpec(kind="bradley_terry")
     asked = base.with_options(**{**defaults(options), **options})
-    found = family_of(folder, asked)
+    found = family_of(folder, asked, family)
     if found is None:
         return asked, None
     told = found.reading(options)  # first, as it may ask

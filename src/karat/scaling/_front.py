@@ -168,7 +168,7 @@ class Front:
                 await self._answered(incoming, number, going)
         except (Gone, _BrokenOff):
             raise
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:  # cancelled at a second signal
             if going.parts:
                 raise _BrokenOff from error
             await _replies.send(_replies.of_error(error, number), send, {"x-request-id": number})

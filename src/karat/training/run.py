@@ -18,6 +18,7 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import load_model
 from transformers import PrinterCallback, set_seed
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from karat.engine.base import check
 from karat.engine.padded import PaddedForward
@@ -126,6 +127,7 @@ def _run(config: TrainConfig, state: PartialState) -> Trained:
     with quiet():
         history = fitted.fit(settings)
         weights = _sharded.whole(fitted.sharded) if fitted.sharded else None
+    unset_hf_deepspeed_config()  # with it, transformers would share out every model to come
     if state.is_main_process:
         print(f"trained; now {len(held_out)} held-out rows are judged, and the checkpoint is saved", file=sys.stderr)
     results = fitted.judged(accounts[1]) if state.is_main_process or fitted.sharded else ()
@@ -200,6 +202,7 @@ class _Run:
             print(f"going on after step {found[1]} of {trainer.steps()}, from {found[0]}", file=sys.stderr)
         if found is not None and found[1] >= trainer.steps():
             load_model(trainer.model, found[0] / "model.safetensors")  # type: ignore[arg-type]
+            self.sharded = None  # before training, every process has all weights
             return _work.read_log(found[0])
         try:
             trainer.train(resume_from_checkpoint=str(found[0]) if found else None)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
+from itertools import combinations
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, TypeAlias
@@ -25,6 +26,8 @@ from karat.types import CheckpointError, Refused
 Tensors: TypeAlias = dict[str, Tensor]
 Names: TypeAlias = Mapping[str, str]  # of a head's tensors → theirs; one that ends in ? may be missing
 _NOT_OF_ANSWERS = {"process", "pairwise"}  # kinds whose rewards are not of one whole answer
+_MOST_PARTS = 4  # of a head, each under a name of its own
+MARKS = ("<extra_0>", "[PRM]")  # tokens that only models of steps have
 _SHARED = ("base", "evidence", "stand_ins")
 
 
@@ -48,7 +51,7 @@ class Family:
     reading: Mapping[str, Any] | Callable[[Evidence], Mapping[str, Any]] = field(default_factory=dict)
     fold: Callable[[Tensors, Evidence], Tensors] | None = None  # their tensors, by our names → the head's
     of_class: bool = False  # transformers' own class for the task computes it
-    asks: str = ""  # what the files leave open, and the options that settle it
+    asks: str | Callable[[Evidence], str] = ""  # what the files leave open, and the options that settle it
     settled_by: tuple[str, ...] = ()
     open_kinds: tuple[str, ...] = ()  # kinds that by themselves do not settle it
     notes: tuple[str, ...] = ()  # what a user should know, for `karat explain`
@@ -104,8 +107,10 @@ class Found:
         """
         own = self.family.reading
         if self.family.asks and not self._settled(options):
-            raise Refused(self.family.asks.replace("{outputs}", str(len_of(self.evidence, self.names))))
+            asks = self.family.asks if isinstance(self.family.asks, str) else self.family.asks(self.evidence)
+            raise Refused(asks.replace("{outputs}", str(len_of(self.evidence, self.names))))
         told = dict(own(self.evidence) if callable(own) else own)
+        self._check_mark(str(options.get("step_token", told.get("step_token"))))
         usual = str(told.get("kind", "bradley_terry"))
         asked = str(options.get("kind", usual))
         # As a kind that reads something else, its head is read as that kind reads.
@@ -114,6 +119,15 @@ class Found:
     def _settled(self, options: Mapping[str, Any]) -> bool:
         answers = {*self.family.settled_by} & {*options}
         return bool(answers - {"kind"}) or ("kind" in answers and options["kind"] not in self.family.open_kinds)
+
+    def _check_mark(self, mark: str) -> None:
+        """Raise Refused where the tokenizer splits a mark that is one token wherever it is published."""
+        if mark in MARKS and not self.evidence.has_token(mark):
+            count = len(self.evidence.tokenizer(mark, add_special_tokens=False)["input_ids"])
+            raise Refused(
+                f"step_token={mark!r} is one token in every model that was trained with it, and this tokenizer splits"
+                f" it into {count}: restore the tokenizer's files, or give the mark that this model was trained with"
+            )
 
     def by_class(self, spec: RewardSpec) -> bool:
         """Whether transformers' class for the spec's task has a place for every tensor of the head."""
@@ -158,26 +172,52 @@ def families() -> tuple[Family, ...]:
     return tuple(f for name in names for f in import_module(f"karat.models.families.{name}").FAMILIES)
 
 
-def detect(folder: Path) -> Found:
-    """The family of a folder.
+def detect(folder: Path, family: str = "") -> Found:
+    """The family of a folder, which is of this name where several fit.
 
     Raises:
-        Refused: none is known that is stored so, or two are.
+        Refused: none is known that is stored so, or several are.
         CheckpointError: the files cannot be read.
     """
     evidence = Evidence(folder)
+    fits = _fits(evidence)
+    found = fits[0] if len(fits) == 1 and not family else _settled(folder, evidence, fits, family)
+    _check_width(found)
+    return found
+
+
+def _fits(evidence: Evidence) -> list[Found]:
     placed = ((family, family.placed(evidence)) for family in families())
-    fits = [Found(family, evidence, names) for family, names in placed if names is not None]
+    return [Found(family, evidence, names) for family, names in placed if names is not None]
+
+
+def _settled(folder: Path, evidence: Evidence, fits: list[Found], family: str) -> Found:
+    """The family that is asked for, of a folder that fits several."""
     if not fits:
         check_head(filter(backbones.SCALES.search, evidence.trained))
+        fits = _of_parts(evidence)
+    named = {found.family.name: found for found in fits}
+    if family in named:
+        return named[family]
+    if not fits:
         raise Refused(_unknown(folder, evidence))
-    if len(fits) > 1:
-        named = " and ".join(found.family.name for found in fits)
-        raise Refused(
-            f"{folder} could be of the families {named}; please report it, and say head and pooling meanwhile"
-        )
-    _check_width(fits[0])
-    return fits[0]
+    both = " and ".join(named)
+    if family:
+        raise Refused(f"{folder} is of no family {family!r}, but of {both}; give that one, or leave family out")
+    answers = " or ".join(f"family={name!r}" for name in named)
+    raise Refused(f"{folder} could be of the families {both}; say which is meant, {answers}")
+
+
+def _of_parts(evidence: Evidence) -> list[Found]:
+    """Of a folder with several heads, what it would be with each of them alone; none where it has but one."""
+    parts = sorted({name.split(".")[0] for name in evidence.trained})
+    found: list[Found] = []
+    for count in range(min(len(parts), _MOST_PARTS), 0, -1):
+        for some in combinations(parts, count):
+            names = {name for name in evidence.trained if name.split(".")[0] in some}
+            if not any(names & {*own.names.values()} for own in found):
+                found += _fits(evidence.of(names))
+    return found if len(found) > 1 else []
 
 
 def _unknown(folder: Path, evidence: Evidence) -> str:

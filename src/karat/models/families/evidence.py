@@ -4,7 +4,8 @@ The folder's name is no evidence, and no code of it is run.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +52,13 @@ class Evidence:
         self.config: Mapping[str, Any] = backbones.read_json(self._base / "config.json")
         self.stand_in: StandIn | None = STAND_INS.get(str(self.config.get("model_type")))
         self.stored = self._stored()
+        self._only: Collection[str] | None = None
+
+    def of(self, names: Collection[str]) -> "Evidence":
+        """The same folder, if these were all that it holds beside its backbone."""
+        other = copy(self)
+        other._only = names
+        return other
 
     @property
     def architecture(self) -> str:
@@ -188,7 +196,7 @@ class Evidence:
     @property
     def trained(self) -> frozenset[str]:
         """Of an adapter, what is stored whole: its head."""
-        return frozenset(n for n in self.beside if "lora_" not in n)
+        return frozenset(n for n in self.beside if "lora_" not in n and (self._only is None or n in self._only))
 
 
 def _shapes(file: Path) -> dict[str, tuple[int, ...]]:

@@ -1,5 +1,10 @@
 """Language models without a reward head: what is read of them is nowhere in their files, and is always asked."""
 
+import re
+
+import torch
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+
 from karat.models.families.base import Family, Names
 from karat.models.families.evidence import Evidence
 
@@ -21,13 +26,54 @@ def _nothing(evidence: Evidence) -> Names | None:
     return None if evidence.adapter or evidence.trained else {}
 
 
+# Classes that have a head
+
+
+_TASKS = {
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+    "ForTokenClassification": AutoModelForTokenClassification,
+}
+_REWARDED = re.compile("|".join([f"{name}$" for name in _TASKS] + ["Reward", "P(RM|rm)Model"]))
+
+
+def _has_lost(evidence: Evidence) -> bool:
+    return bool(_REWARDED.search(evidence.architecture))
+
+
+def _lost(evidence: Evidence) -> str:
+    """What is not there."""
+    named = " and ".join(_names(evidence))
+    return (
+        f"config.json names {evidence.architecture}, but its reward head{f', {named},' if named else ''} is not among"
+        " the tensors: download or save all files again, or say with head= what is read of the language model alone"
+    )
+
+
+def _names(evidence: Evidence) -> list[str]:
+    """The tensors of the head of transformers' own class, if it is one."""
+    of_task = next((own for task, own in _TASKS.items() if evidence.architecture.endswith(task)), None)
+    known = of_task and of_task._model_mapping.get(type(evidence.settings), None)
+    if known is None or known.__name__ != evidence.architecture:
+        return []
+    with torch.device("meta"):
+        made = known(evidence.settings)
+    return [name for name in made.state_dict() if not name.startswith(f"{made.base_model_prefix}.")]
+
+
 FAMILIES = (
     Family(
         name="language model",
         published="",
         tensors=_nothing,
-        when=lambda e: not (_PICKLED | _EMBEDDING) & e.files,
+        when=lambda e: not (_PICKLED | _EMBEDDING) & e.files and not _has_lost(e),
         asks=_QUESTION,
+    ),
+    Family(
+        name="head that is not there",
+        published="",
+        tensors=_nothing,
+        when=lambda e: not (_PICKLED | _EMBEDDING) & e.files and _has_lost(e),
+        asks=_lost,
     ),
     Family(
         name="embedding model",

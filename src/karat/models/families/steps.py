@@ -36,7 +36,8 @@ FAMILIES = (
         reading=_extra,
         asks=(
             "the head has two classes, wrong and right, and the tokenizer has no <extra_0>, the usual mark of steps:"
-            " give step_token= the mark behind each step, and layout"
+            " restore the tokenizer's files if it was trained with that, or give step_token= the mark behind each step,"
+            " and layout"
         ),
         settled_by=("step_token",),
     ),

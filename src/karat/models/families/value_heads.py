@@ -1,6 +1,6 @@
 """TRL's value head over a language model's tokens, which outcome rewards, step rewards and critics share."""
 
-from karat.models.families.base import Family
+from karat.models.families.base import MARKS, Family
 from karat.models.families.evidence import Evidence
 from karat.models.families.linear import chat
 
@@ -9,7 +9,6 @@ _PQM = (
     "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}{% else %}[INST] {{ m.content }} [/INST]\n"
     "{% endif %}{% endfor %}"
 )
-_MARKS = ("<extra_0>", "[PRM]")  # tokens that only models of steps have
 
 
 def _is_skywork(evidence: Evidence) -> bool:
@@ -18,7 +17,7 @@ def _is_skywork(evidence: Evidence) -> bool:
 
 def _marked(evidence: Evidence) -> str:
     """The mark of steps that the tokenizer has a token for."""
-    return next((mark for mark in _MARKS if evidence.has_token(mark)), "")
+    return next((mark for mark in MARKS if evidence.has_token(mark)), "")
 
 
 FAMILIES = (
