@@ -100,12 +100,8 @@ def _examined(local: LocalModel, given: Example | None) -> list[Finding]:
 def _shown(local: LocalModel, given: Example | None) -> list[Finding]:
     """How one example is read: the one that was given, or one that is made up, or the shortest that is known."""
     found = [shown(local, example) for example in ([given] if given else [made_up(local), *golden_inputs(local.spec)])]
-    usable = [own for own in found if not isinstance(own, Unscored) and (given or not own.refused)]
-    if usable:
-        return usable[0].findings()
-    return [
-        Finding("text", False, next((own.reason for own in found if isinstance(own, Unscored)), "all are too long"))
-    ]
+    first = next((own for own in found if given or isinstance(own, Unscored) or not own.refused), found[0])
+    return [Finding("text", False, first.reason)] if isinstance(first, Unscored) else first.findings()
 
 
 def _described(parts: Parts) -> str:

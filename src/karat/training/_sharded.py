@@ -10,7 +10,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from karat.engine.padded import PaddedEngine, PaddedForward
 from karat.rewards._local import RewardModule
@@ -33,6 +33,14 @@ def heed_fsdp() -> None:
     state = PartialState()
     if asked and state.distributed_type == DistributedType.MULTI_CPU:
         state.distributed_type = DistributedType.MULTI_GPU
+
+
+def in_autocast(given: TrainingArguments) -> None:
+    """Let DeepSpeed compute in bf16 by autocast, over weights and a head in float32; its own bf16 rounds both."""
+    if given.deepspeed_plugin is not None and given.bf16:
+        mixed = {"bf16": {"enabled": False}, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
+        given.deepspeed_plugin.deepspeed_config.update(mixed)
+        given.bf16 = False
 
 
 class _Gathering(PaddedForward):

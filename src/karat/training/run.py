@@ -241,6 +241,7 @@ class _Run:
         try:
             given = arguments(str(self.work), **{**self._schedule(settings), **settings})
             _sharded.heed_fsdp()
+            _sharded.in_autocast(given)
             return RewardTrainer(
                 self.kind,
                 self.stream or list(filter(self._by_gradient, self.rows)),
