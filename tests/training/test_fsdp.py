@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import kit
@@ -19,6 +20,7 @@ WATCHED = str(Path(__file__).with_name("watched.py"))
 ONE = [sys.executable]
 LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "2"]
 FSDP = [*LAUNCH, *PORT, "--config_file", str(DEPLOY / "fsdp2.yaml")]
+ZERO = [*LAUNCH, *PORT, "--config_file", str(DEPLOY / "zero3.yaml")]
 DDP = [*LAUNCH, "--multi_gpu", *DEFAULTS]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -42,6 +44,19 @@ def scores(folder):
     return [r.value for r in model.score("What is 2 + 3?", ["5", "6", "It is 5.", ""])]
 
 
+def as_one(two, alone):
+    """Each of two processes held its share, and they learnt what one learnt."""
+    gradients = [load_file(f.with_name(f.name + ".watch") / "gradients.safetensors") for f in (alone, two)]
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, wanted in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], wanted, atol=1e-5, rtol=0)
+    held = [int((two.with_name("two.watch") / f"held-{rank}").read_text()) for rank in (0, 1)]
+    everything = int((alone.with_name("out.watch") / "held-0").read_text())
+    assert sum(held) == everything and max(held) < 0.6 * everything
+    assert losses(two) == pytest.approx(losses(alone), abs=1e-3) and len(losses(alone)) == 20
+    assert scores(two) == pytest.approx(scores(alone), abs=1e-3)
+
+
 @pytest.fixture(scope="module")
 def one(model_folder, tmp_path_factory):
     """What a single process makes of the data, and the data."""
@@ -54,15 +69,7 @@ def one(model_folder, tmp_path_factory):
 def test_two_processes_that_share_the_weights_are_one(model_folder, tmp_path, one):
     alone, data = one
     done = trained(FSDP, model_folder, data, tmp_path / "two", "--max-grad-norm", "0", "--gradient-checkpointing")
-    gradients = [load_file(f.with_name(f.name + ".watch") / "gradients.safetensors") for f in (alone, tmp_path / "two")]
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, wanted in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], wanted, atol=1e-5, rtol=0)
-    held = [int((tmp_path / "two.watch" / f"held-{rank}").read_text()) for rank in (0, 1)]
-    everything = int((alone.with_name("out.watch") / "held-0").read_text())
-    assert sum(held) == everything and max(held) < 0.6 * everything
-    assert losses(tmp_path / "two") == pytest.approx(losses(alone), abs=1e-3) and len(losses(alone)) == 20
-    assert scores(tmp_path / "two") == pytest.approx(scores(alone), abs=1e-3)
+    as_one(tmp_path / "two", alone)
     assert done.stdout.count("saved ") == 1
 
 
@@ -72,3 +79,19 @@ def test_a_run_goes_on_with_another_number_of_processes(model_folder, tmp_path, 
         trained(start, model_folder, data, tmp_path / "out", "--max-grad-norm", "0", stop=stop, code=code)
     assert losses(tmp_path / "out") == pytest.approx(losses(alone), abs=1e-4) and len(losses(alone)) == 20
     assert scores(tmp_path / "out") == pytest.approx(scores(alone), abs=1e-4)
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+def test_two_processes_of_deepspeed_are_one_and_go_on(model_folder, tmp_path, one):
+    alone, data = one
+    for stop, code in ((7, 1), (0, 0)):
+        done = trained(ZERO, model_folder, data, tmp_path / "two", "--max-grad-norm", "0", stop=stop, code=code)
+        assert done.stderr.count("stopped after step 7 of 20") == bool(stop)
+    assert "going on after step 7 of 20" in done.stderr
+    as_one(tmp_path / "two", alone)
+    found = (alone, tmp_path / "two")
+    (wanted,), (judged,) = (
+        [x["eval_loss"] for x in kit.lines(f / "log.jsonl") if "eval_loss" in x][-1:] for f in found
+    )
+    assert judged == pytest.approx(wanted, abs=1e-4)
+    assert done.stdout.count("saved ") == 1

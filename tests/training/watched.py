@@ -32,7 +32,9 @@ def here(tensor):
 def leave(rank, model, gradients):
     (FOLDER / f"held-{rank}").write_text(str(sum(here(p).numel() for p in model.parameters())))
     if rank == 0:
-        save_file({n.removeprefix("module."): g.clone() for n, g in gradients.items()}, FOLDER / "gradients.safetensors")
+        save_file(
+            {n.removeprefix("module."): g.clone() for n, g in gradients.items()}, FOLDER / "gradients.safetensors"
+        )
 
 
 class Watch(TrainerCallback):
@@ -55,7 +57,8 @@ def watch_deepspeed():
 
     def watched(engine, *rest, **options):
         if not engine.global_steps:
-            leave(engine.global_rank, engine.module, {n: safe_get_full_grad(p) for n, p in engine.module.named_parameters()})
+            learnt = {n: p for n, p in engine.module.named_parameters() if p.requires_grad}
+            leave(engine.global_rank, engine.module, {n: safe_get_full_grad(p) for n, p in learnt.items()})
         return step(engine, *rest, **options)
 
     DeepSpeedEngine.step = watched

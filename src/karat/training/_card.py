@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from karat.evaluation.base import Figure, Result
+from karat.formats.base import parse_source
 from karat.spec import RewardSpec
 from karat.training._data import Account
 from karat.training.config import TrainConfig
@@ -16,6 +17,8 @@ def card(config: TrainConfig, spec: RewardSpec, accounts: Sequence[Account], res
     head = {"library_name": "karat", "pipeline_tag": "text-classification", "tags": ["reward-model", config.kind]}
     if _is_hub_id(config.model):
         head["base_model"] = config.model
+    if sets := _from_hub(config.data):
+        head["datasets"] = sets
     paragraphs = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {config.output.name}",
@@ -35,6 +38,16 @@ def card(config: TrainConfig, spec: RewardSpec, accounts: Sequence[Account], res
 
 def _is_hub_id(model: str) -> bool:
     return model.count("/") == 1 and not Path(model).exists() and not model.startswith((".", "/", "~"))
+
+
+def _from_hub(sources: Iterable[str]) -> list[str]:
+    """The data sets of a hub among sources, each once.
+
+    >>> _from_hub(("me/pairs:train[:100]@2", "me/pairs:test", "pairs.jsonl"))
+    ['me/pairs']
+    """
+    names = (parse_source(source).path.partition(":")[0] for source in sources)
+    return [name for name in dict.fromkeys(names) if _is_hub_id(name)]
 
 
 def _shown(model: str) -> str:

@@ -2,18 +2,20 @@
 
 import os
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainingArguments
 
 from karat.engine.padded import PaddedEngine, PaddedForward
 from karat.rewards._local import RewardModule
+from karat.types import BadInput
 
 
 def is_sharded(trainer: Trainer) -> bool:
@@ -38,9 +40,25 @@ def heed_fsdp() -> None:
 def in_autocast(given: TrainingArguments) -> None:
     """Let DeepSpeed compute in bf16 by autocast, over weights and a head in float32; its own bf16 rounds both."""
     if given.deepspeed_plugin is not None and given.bf16:
-        mixed = {"bf16": {"enabled": False}, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
-        given.deepspeed_plugin.deepspeed_config.update(mixed)
+        autocast = {
+            "enabled": True,
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        }  # or it sends rounded heads
+        given.deepspeed_plugin.deepspeed_config.update({"bf16": {"enabled": False}, "torch_autocast": autocast})
         given.bf16 = False
+
+
+def keep_float32(trainer: Trainer) -> None:
+    """Let FSDP2 leave bf16 to `autocast`, before it shares weights out; its own policy rounds the head."""
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and plugin.fsdp_version == 2:
+        plugin.mixed_precision_policy = MixedPrecisionPolicy()
+
+
+def autocast(trainer: Trainer) -> torch.autocast:
+    """In which FSDP computes as `--bf16` says; everywhere else accelerate and DeepSpeed see to that."""
+    return torch.autocast(trainer.args.device.type, torch.bfloat16, enabled=trainer.args.bf16)
 
 
 class _Gathering(PaddedForward):
@@ -65,6 +83,20 @@ class _Gathering(PaddedForward):
 def engine(root: RewardModule) -> PaddedEngine:
     """An engine that all processes run together, on the same sequences."""
     return PaddedEngine(_Gathering(root))
+
+
+def check_resumable(trainer: Trainer, checkpoint: Path) -> None:
+    """Raise BadInput where the optimizer's state is in a form that this launch does not read, and would begin anew."""
+    if trainer.is_deepspeed_enabled:
+        shares = len(list(checkpoint.glob("global_step*/*zero_pp_rank_*_optim_states.pt")))
+        fits = any(checkpoint.glob("global_step*")) and shares in (0, trainer.args.world_size)  # 0: one file for all
+    else:
+        fits = any(checkpoint.glob("optimizer[._][b0]*" if trainer.is_fsdp_enabled else "optimizer.pt"))
+    if not fits and not trainer.args.save_only_model:
+        raise BadInput(
+            f"{checkpoint} was saved by a launch of another sort (plain, FSDP, DeepSpeed), or by another number of"
+            f" processes of DeepSpeed; launch as before to go on, or remove {checkpoint.parent}"
+        )
 
 
 def whole(trainer: Trainer) -> dict[str, Tensor]:

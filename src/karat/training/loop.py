@@ -6,6 +6,7 @@ It knows neither files nor reports; `run.py` does.
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,9 @@ class RewardTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """The batch's share of the step's loss, in nats."""
-        loss_B = losses_of(self.kind, model(**inputs["batch"]), inputs)
+        with _sharded.autocast(self) if self.is_fsdp_enabled else nullcontext():
+            numbers_Rk = model(**inputs["batch"])
+        loss_B = losses_of(self.kind, numbers_Rk, inputs)
         weight_B = inputs["weight_B"]
         total = weight_B.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
         # Gradients are averaged over processes, and the total counts the rows of all of them.

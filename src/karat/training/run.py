@@ -204,6 +204,8 @@ class _Run:
             load_model(trainer.model, found[0] / "model.safetensors")  # type: ignore[arg-type]
             self.sharded = None  # before training, every process has all weights
             return _work.read_log(found[0])
+        if found is not None:
+            _sharded.check_resumable(trainer, found[0])
         try:
             trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
         finally:
@@ -225,6 +227,7 @@ class _Run:
             what = "method=frozen" if self.config.method == "frozen" else f"{self.config.kind}"
             raise BadInput(f"{what} keeps what it computes beforehand in one piece; launch without FSDP or ZeRO-3")
         self.sharded = trainer
+        _sharded.keep_float32(trainer)
         self.local.engine = _sharded.engine(self.module)
 
     def _samples(self) -> list[float]:

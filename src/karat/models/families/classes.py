@@ -110,7 +110,11 @@ FAMILIES = (
         rows=(1,),
         when=_not_openrlhf,
         of_class=True,
-        notes=("the score is raw: servers that put a sigmoid on it give other numbers",),
+        notes=(
+            "the score is raw: servers that put a sigmoid on it give other numbers (vllm #18386, #12910)",
+            "tools that look for the padding id read another token where it is EOS too, and their scores are constant"
+            " (RLHF-Reward-Modeling #49, trl #2758); here only lengths count",
+        ),
     ),
     Family(
         name="sequence classifier of several outputs",

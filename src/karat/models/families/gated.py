@@ -148,7 +148,7 @@ FAMILIES = (
         head=_head,
         reading=_reading,
         fold=fold,
-        notes=_NOTES,
+        notes=(*_NOTES, "scores near -2 elsewhere are of a head that was dropped (OpenRLHF #486, Online-RLHF #23)"),
     ),
     Family(
         name="QRM",

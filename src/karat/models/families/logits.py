@@ -1,6 +1,7 @@
 """Language models without a reward head: what is read of them is nowhere in their files, and is always asked."""
 
 import re
+from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
@@ -26,7 +27,7 @@ def _nothing(evidence: Evidence) -> Names | None:
     return None if evidence.adapter or evidence.trained else {}
 
 
-# Classes that have a head
+# A class that has a head
 
 
 _TASKS = {
@@ -51,7 +52,7 @@ def _lost(evidence: Evidence) -> str:
 
 def _names(evidence: Evidence) -> list[str]:
     """The tensors of the head of transformers' own class, if it is one."""
-    of_task = next((own for task, own in _TASKS.items() if evidence.architecture.endswith(task)), None)
+    of_task: Any = next((own for task, own in _TASKS.items() if evidence.architecture.endswith(task)), None)
     known = of_task and of_task._model_mapping.get(type(evidence.settings), None)
     if known is None or known.__name__ != evidence.architecture:
         return []

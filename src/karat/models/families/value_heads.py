@@ -27,7 +27,11 @@ FAMILIES = (
         tensors=_SUMMARY,
         rows=(1,),
         when=lambda e: not _is_skywork(e) and not _marked(e),
-        notes=("a PPO critic and a step reward are stored alike; for steps give kind='process' and step_token",),
+        notes=(
+            "a PPO critic and a step reward are stored alike; for steps give kind='process' and step_token",
+            "config.json does not say that there is a head, and tools that trust it load a language model"
+            " (LLaMA-Factory #9540, #7403)",
+        ),
     ),
     Family(
         name="value head beside a mark of steps",
