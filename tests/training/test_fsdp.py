@@ -66,26 +66,17 @@ def one(model_folder, tmp_path_factory):
     return folder / "out", data
 
 
-def test_two_processes_that_share_the_weights_are_one(model_folder, tmp_path, one):
-    alone, data = one
-    done = trained(FSDP, model_folder, data, tmp_path / "two", "--max-grad-norm", "0", "--gradient-checkpointing")
-    as_one(tmp_path / "two", alone)
-    assert done.stdout.count("saved ") == 1
+without_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 
 
-def test_a_run_goes_on_with_another_number_of_processes(model_folder, tmp_path, one):
-    alone, data = one
-    for start, stop, code in ((DDP, 6, 1), (ONE, 13, 1), (DDP, 0, 0)):
-        trained(start, model_folder, data, tmp_path / "out", "--max-grad-norm", "0", stop=stop, code=code)
-    assert losses(tmp_path / "out") == pytest.approx(losses(alone), abs=1e-4) and len(losses(alone)) == 20
-    assert scores(tmp_path / "out") == pytest.approx(scores(alone), abs=1e-4)
-
-
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
-def test_two_processes_of_deepspeed_are_one_and_go_on(model_folder, tmp_path, one):
+@pytest.mark.parametrize(
+    ("start", "more"), [(FSDP, ("--gradient-checkpointing",)), pytest.param(ZERO, (), marks=without_deepspeed)]
+)
+def test_two_processes_that_share_the_weights_are_one_and_go_on(model_folder, tmp_path, one, start, more):
     alone, data = one
     for stop, code in ((7, 1), (0, 0)):
-        done = trained(ZERO, model_folder, data, tmp_path / "two", "--max-grad-norm", "0", stop=stop, code=code)
+        given = ("--max-grad-norm", "0", *more)
+        done = trained(start, model_folder, data, tmp_path / "two", *given, stop=stop, code=code)
         assert done.stderr.count("stopped after step 7 of 20") == bool(stop)
     assert "going on after step 7 of 20" in done.stderr
     as_one(tmp_path / "two", alone)
@@ -95,3 +86,11 @@ def test_two_processes_of_deepspeed_are_one_and_go_on(model_folder, tmp_path, on
     )
     assert judged == pytest.approx(wanted, abs=1e-4)
     assert done.stdout.count("saved ") == 1
+
+
+def test_a_run_goes_on_with_another_number_of_processes(model_folder, tmp_path, one):
+    alone, data = one
+    for start, stop, code in ((DDP, 6, 1), (ONE, 13, 1), (DDP, 0, 0)):
+        trained(start, model_folder, data, tmp_path / "out", "--max-grad-norm", "0", stop=stop, code=code)
+    assert losses(tmp_path / "out") == pytest.approx(losses(alone), abs=1e-4) and len(losses(alone)) == 20
+    assert scores(tmp_path / "out") == pytest.approx(scores(alone), abs=1e-4)
