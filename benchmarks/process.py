@@ -111,7 +111,7 @@ def train(processes: int, files: dict[str, Any], seed: int) -> float:
 def main() -> None:
     """Train, judge both ways, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=60_000)
+    parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--held-out", type=int, default=1_000)
     parser.add_argument("--seed", type=int, default=0)
