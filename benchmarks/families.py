@@ -44,6 +44,7 @@ START, END = "<!-- made by benchmarks/families.py -->", "<!-- end -->"
 SECONDS = 900  # that vLLM may take for a folder
 # What stops vLLM on this machine and says nothing of the folder.
 ENVIRONMENT = (
+    "max_model_len",
     "head_size",
     "head size",
     "No module named",
@@ -87,7 +88,7 @@ def by_vllm(folder: Path, written: Written) -> Cell:
     """What vLLM gives for finished ids, or for two segments, its activation off."""
     tasks = ["token_classify"] if written.reads else ["classify", "token_classify"]
     tasks = ["embed"] if written.vector else ["score", *tasks] if written.texts else tasks
-    start: dict[str, Any] = {"model": str(folder), "dtype": "float32", "caching": False, "positions": 512}
+    start: dict[str, Any] = {"model": str(folder), "dtype": "float32", "caching": False, "positions": None}
     # Of steps all tokens are wanted: vLLM looks for Qwen's own number of <extra_0>, which a toy does not have.
     pooler = {"use_activation": False, **({"tok_pooling_type": "ALL"} if written.reads else {})}
     start |= {"pooler": None if written.vector else pooler}
@@ -125,7 +126,8 @@ def _of_rows(rows: list[list[float]], written: Written) -> str:
 
 def _cause(log: str) -> str:
     """The first error of a log, which the others follow from."""
-    errors = [line.rpartition("] ")[2] for line in log.splitlines() if "Error: " in line]
+    errors = [line.rpartition("] ")[2] for line in log.splitlines() if "Error: " in line or "  Value error, " in line]
+    errors = [line.strip() for line in errors if "validation error for" not in line]  # the next line says which
     return next((line for line in errors if not line.startswith("RuntimeError: Engine core")), (errors or [""])[0])
 
 

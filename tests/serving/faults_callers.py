@@ -159,7 +159,7 @@ def small_behind_a_long_list(stage, chance):
             bulk = asyncio.ensure_future(
                 made.client.post("/v1/reward", json={"prompt": "a long list", "candidates": texts})
             )
-            while not order:
+            while not order or batcher.waiting < len(texts) - len(order[0]):  # all of the list stands there
                 await asyncio.sleep(0.001)
             before = batcher.waiting
             short = asyncio.ensure_future(made.client.post("/v1/reward", json=faults.body(5)))
