@@ -1,9 +1,9 @@
 """Runs inside vLLM's environment: reads token ids as JSON lines, answers with scores and seconds.
 
 First line: {"model", "dtype", "caching"}, "positions" of one with other than 4096 (null: its own), and "pooler" for
-other settings than its activation off; then {"calls": [[ids, …], …]} as often as wanted. The prefix cache is emptied before each, outside
-of the time. Or {"read": ids, "texts": two segments or null, "tasks"}: rows of outputs of the first task that the model
-has, or the error of the last.
+other settings than its activation off; then {"calls": [[ids, …], …]} as often as wanted. The prefix cache is emptied
+before each, outside of the time. Or {"read": ids, "texts": two segments or null, "tasks"}: rows of outputs of the first
+task that the model has, or the error of the last.
 """
 
 import json
