@@ -6,20 +6,19 @@ Files of weights without any of a head's are linked where that can be, so that a
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from karat.models import backbone as backbones
+from karat.models._writing import BESIDE, new_folder
 from karat.models.families.evidence import Evidence
 from karat.spec import FILE_NAME
-from karat.types import CheckpointError, Refused
+from karat.types import Refused
 
-_BESIDE = ("*.json", "*.txt", "*.model", "*.jinja")
 # What says more of a model than its backbone: modules.json makes vLLM look for further layers.
 _NOT_BESIDE = {"config.json", "modules.json", FILE_NAME, backbones.INDEX}
 
@@ -31,27 +30,14 @@ def write_alone(path: str | Path, output: str | Path) -> int:
         Refused: its weights are not stored as transformers has them, or `output` is there already.
         CheckpointError: it cannot be written.
     """
-    source, target = backbones.locate(path), Path(output).absolute()
-    if target.exists():
-        raise Refused(f"{target} is there already; choose another folder, or remove it")
+    source = backbones.locate(path)
     evidence = Evidence(source)
     config = _config(evidence, source)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise CheckpointError(f"{target} cannot be written to ({error.strerror}); choose another folder") from None
-    try:
+    with new_folder(output) as staging:
         count = _write(evidence, staging)
-        for file in {file for pattern in _BESIDE for file in source.glob(pattern) if file.name not in _NOT_BESIDE}:
+        for file in {file for pattern in BESIDE for file in source.glob(pattern) if file.name not in _NOT_BESIDE}:
             shutil.copyfile(file, staging / file.name)
         (staging / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        staging.chmod(0o755)
-        staging.rename(target)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{target} could not be written ({error}); free space or choose another folder") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return count
 
 

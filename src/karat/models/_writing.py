@@ -3,8 +3,11 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,8 +19,9 @@ from karat.models.heads import Layout
 from karat.models.render import chat_template, tokenizer_hash
 from karat.spec import FILE_NAME, RewardSpec
 from karat.spec import Head as HeadSpec
-from karat.types import CheckpointError
+from karat.types import CheckpointError, Refused
 
+BESIDE = ("*.json", "*.txt", "*.model", "*.jinja")  # what a model has beside its weights
 _OURS = ("config.json", "adapter_config.json", FILE_NAME)
 
 
@@ -113,3 +117,29 @@ def publish(staging: Path, folder: Path) -> None:
         os.rename(old / "was", folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(output: str | Path) -> Iterator[Path]:
+    """A folder to write into, which is at `output` once all is written, and nowhere before or if something fails.
+
+    Raises:
+        Refused: `output` is there already.
+        CheckpointError: it cannot be written.
+    """
+    target = Path(output).absolute()
+    if target.exists():
+        raise Refused(f"{target} is there already; choose another folder, or remove it")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise CheckpointError(f"{target} cannot be written to ({error.strerror}); choose another folder") from None
+    try:
+        yield staging
+        staging.chmod(0o755)
+        staging.rename(target)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{target} could not be written ({error}); free space or choose another folder") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

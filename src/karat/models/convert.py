@@ -6,23 +6,21 @@ Tensors are read by torch's loader of weights alone, which refuses whatever else
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.modeling_utils import load_state_dict
 
 from karat.models import backbone as backbones
 from karat.models import checkpoint
+from karat.models._writing import BESIDE, new_folder
 from karat.models.render import chat_template, tokenizer_hash
-from karat.types import CheckpointError, KaratError, Refused
+from karat.types import KaratError, Refused
 
 _PICKLES = ("*.bin", "*.pt", "*.pth")
-_BESIDE = ("*.json", "*.txt", "*.model", "*.jinja")  # what is copied as it is
 _NOT_WEIGHTS = re.compile(r"^(training_args|optimizer|scheduler|rng_state.*|scaler)\.(bin|pt|pth)$")
 # Heads in pickles of their own: their tensors get the file's name, as a module of the model would.
 _HEADS = ("regression_layer", "gating_layer", "reward_head")
@@ -44,25 +42,12 @@ def convert(path: str | Path, output: str | Path) -> Converted:
         Refused: there is nothing to convert, a pickle holds more than tensors, or `output` is there already.
         CheckpointError: it cannot be written.
     """
-    source, target = backbones.locate(path), Path(output).absolute()
-    if target.exists():
-        raise Refused(f"{target} is there already; choose another folder, or remove it")
+    source = backbones.locate(path)
     pickles = _weights(source)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise CheckpointError(f"{target} cannot be written to ({error.strerror}); choose another folder") from None
-    try:
+    with new_folder(output) as staging:
         count = _write(source, pickles, staging)
         family, question = _decided(staging)
-        staging.chmod(0o755)
-        staging.rename(target)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{target} could not be written ({error}); free space or choose another folder") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return Converted(target, count, family, question)
+    return Converted(Path(output).absolute(), count, family, question)
 
 
 def _weights(source: Path) -> list[Path]:
@@ -85,7 +70,7 @@ def _weights(source: Path) -> list[Path]:
 
 def _write(source: Path, pickles: list[Path], staging: Path) -> int:
     """Every file of weights, an index over them, and what stands beside them; how many tensors there are."""
-    for file in {f for pattern in _BESIDE for f in source.glob(pattern)}:
+    for file in {f for pattern in BESIDE for f in source.glob(pattern)}:
         if not file.name.endswith(".index.json"):
             shutil.copyfile(file, staging / file.name)
     weights: list[Path] = [*sorted(source.glob("model*.safetensors")), *pickles]
