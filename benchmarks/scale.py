@@ -73,7 +73,7 @@ def score(model: Path, data: Path, output: Path, *options: str, kills: Sequence[
     if driver.wait():
         raise SystemExit(f"karat score ended with {driver.returncode}")
     found: dict[str, Any] = {"seconds": time.monotonic() - start, "killed": killed}
-    if len(times) > 1:
+    if "--ray" in options and len(times) > 1:  # one process writes other parts than shards
         later = times[len(times) // 5 :]  # when all replicas are there
         rows = ray_score.SHARD * (len(later) - 1)
         found["rows_per_second"] = rows / (later[-1][0] - later[0][0])
