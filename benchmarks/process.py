@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForTokenClassification, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import karat
 from karat import arithmetic
@@ -36,13 +36,14 @@ LLAMA3 = (
 LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no")
 LAUNCH = (*LAUNCH, "--dynamo_backend", "no", "--main_process_port", "0", "--num_processes")
 TRAINING = {
-    "learning_rate": 1.5e-3,
+    "learning_rate": 3e-3,
     "epochs": 1,
     "batch_size": 24,
     "lr_scheduler_type": "linear",
     "warmup_steps": 50,
     "adam_beta2": 0.99,
     "weight_decay": 0.01,
+    "language_weight": 1.0,
 }
 
 
@@ -53,7 +54,7 @@ def rows(n: int, seed: int, split: arithmetic.Split) -> list[dict[str, Any]]:
 
 
 def start(folder: Path, texts: list[str], positions: int = 256) -> Path:
-    """A new two-layer decoder of 96 units and its tokenizer."""
+    """A new language model of four layers of 64 units, and its tokenizer."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(LLAMA3), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
@@ -68,20 +69,22 @@ def start(folder: Path, texts: list[str], positions: int = 256) -> Path:
         tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=positions
     )
     torch.manual_seed(0)
-    config = LlamaConfig(
+    config = Qwen3Config(
         vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=240,
-        num_hidden_layers=2,
-        num_attention_heads=6,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=16,
         max_position_embeddings=positions,
-        initializer_range=96**-0.5,
-        num_labels=2,
+        initializer_range=64**-0.5,
+        tie_word_embeddings=False,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=2,
     )
-    LlamaForTokenClassification(config).save_pretrained(folder)
+    Qwen3ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -2,6 +2,7 @@
 
 import random
 from functools import partial
+from itertools import accumulate
 
 import architectures
 import pytest
@@ -92,20 +93,38 @@ def test_a_merge_that_forgets_the_sums_is_noticed(monkeypatch):
     assert isinstance(probe.choose_forward(model), PaddedForward)
 
 
+@pytest.mark.parametrize("shared", [0, 1, 30])
 @pytest.mark.parametrize("name", ["Llama", "Gemma2"])
-def test_trees_of_all_sizes_in_one_batch(name, monkeypatch):
-    """Some by parts, some side by side, one alone in its group."""
+def test_trees_of_all_sizes_in_one_batch(name, shared, monkeypatch):
+    """Some by parts, some side by side, one alone in its group, and one tree of all that is cut up."""
     monkeypatch.setattr(_trained, "SMALL", 40)
     chance = random.Random(3)
     sequences = []
     for size, answers in ((3, 1), (4, 2), (20, 1), (22, 3), (30, 1), (60, 4)):
-        prompt = [chance.randrange(5, 300) for _ in range(size)]
+        prompt = [7] * shared + [chance.randrange(5, 300) for _ in range(size)]
         for _ in range(answers):
             ids = (*prompt, *(chance.randrange(5, 300) for _ in range(chance.randrange(1, 6))))
             sequences.append(Sequence(ids, {"last": (len(ids) - 1,)}))
     chance.shuffle(sequences)
     model = architectures.build(name)
     assert_alike(model, PackedForward(model), sequences)
+
+
+@pytest.mark.parametrize("sizes", [(5, 20, 20), (1, 39, 39, 12), (30, 9, 9), (30, 30, 1)])
+def test_every_row_is_taken_from_one_place(sizes):
+    """A root and leaves, cut into pieces of 40 rows; where a path and a leaf are more, all goes by parts."""
+    root, *leaves = sizes
+    every = torch.arange(sum(sizes))
+    ends = list(accumulate(sizes))
+    parts = [
+        _trained.Part(slice(end - size, end), slice(end - size, end), True)
+        for end, size in zip(ends, sizes, strict=True)
+    ]
+    parts.insert(1, _trained.Part(slice(root, ends[-1]), slice(0, root), False))
+    split = _trained._split(parts, 40)
+    assert bool(split.parts) == any(root + size > 40 for size in leaves)
+    found = torch.cat([g.rows_NL.flatten() for g in split.groups] + [every] * bool(split.parts))
+    assert torch.equal(found[split.order_T], every)
 
 
 def test_trees_that_see_each_other_are_noticed(monkeypatch):

@@ -81,7 +81,7 @@ def test_references_that_cannot_be(models, tmp_path):
     other = toys.save(tmp_path / "t", toys.causal_model(), toys.byte_tokenizer(bos="<bos>"))
     with pytest.raises(Refused, match="another tokenizer"):
         karat.load(str(models[0]), kind="implicit", reference=str(other))
-    with pytest.raises(Refused, match="kind implicit needs a causal language model"):
+    with pytest.raises(Refused, match="kind implicit, and language_weight, need a causal"):
         karat.load(str(toys.save(tmp_path / "rm")), kind="implicit")
     with pytest.raises(BadInput, match="beta"):
         karat.load(str(models[0]), kind="implicit", beta=0)

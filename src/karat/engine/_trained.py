@@ -1,4 +1,4 @@
-"""Attention over a forest with gradients: small trees side by side in one call, large ones by parts.
+"""Attention over a forest with gradients: small trees side by side in one call, large ones cut up or by parts.
 
 Parts are merged by their log-sum-exp, forwards and backwards (Dao 2023, arXiv:2307.08691, §3.1). For short answers a
 call each would cost more than its arithmetic, so trees of about the same size are computed together, with every
@@ -16,8 +16,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from karat.engine.attention import Settings
 
-SMALL = 128  # rows of a tree up to which it is computed with its like
-FILLED = 0.75  # of the largest tree of a group, so much at least has every other one
+SMALL = 128  # rows of a piece, up to which it is computed with its like
+FILLED = 0.75  # of the largest piece of a group, so much at least has every other one
 
 
 class Part(NamedTuple):
@@ -29,10 +29,10 @@ class Part(NamedTuple):
 
 
 class Group(NamedTuple):
-    """N trees of about the same size, each filled up to L rows with its first one."""
+    """N pieces of about the same size, each filled up to L rows with its first one."""
 
-    rows_NL: Tensor  # int64: the rows of each tree
-    seen_N1LL: Tensor  # bool: which rows of its tree a row sees
+    rows_NL: Tensor  # int64: the rows of each piece
+    seen_N1LL: Tensor  # bool: which rows of its piece a row sees
 
 
 class Split(NamedTuple):
@@ -72,66 +72,103 @@ class Training:
         return _split(self._parts, max(p.query.stop for p in self._parts))
 
 
+class Piece(NamedTuple):
+    """Nodes of a tree that are computed together, with a copy of the rows that they grew from."""
+
+    path: tuple[int, ...]  # rows from the root on
+    kept: int  # what comes out for the path's rows from here on is taken from this copy
+    parts: list[Part]
+
+    @property
+    def own(self) -> slice:
+        """The rows of its nodes."""
+        return slice(self.parts[0].query.start, max(part.query.stop for part in self.parts[:2]))
+
+    @property
+    def size(self) -> int:
+        """Rows with those of the path."""
+        return int(len(self.path) + self.own.stop - self.own.start)
+
+
 def _split(parts: list[Part], small: int) -> Split:
-    trees = sorted(_trees(parts), key=_size)
-    large = [part for tree in trees if _size(tree) > small for part in tree]
-    groups, order = [], np.zeros(max(p.query.stop for p in parts), dtype=np.int64)
-    found = 0
-    for alike in _alike([tree for tree in trees if _size(tree) <= small]):
+    pieces, large = list[Piece](), list[Part]()
+    for tree in _trees(parts):
+        found = _cut(Piece((), 0, tree), small)
+        pieces += found or []
+        large += [] if found else tree
+    order, at = np.arange(max(p.query.stop for p in parts)), 0
+    groups, places = [], []
+    for alike in _alike(sorted(pieces, key=lambda piece: piece.size)):
         group = _group(alike)
-        for number, tree in enumerate(alike):
-            order[_span(tree)] = found + number * group.rows_NL.shape[1] + np.arange(_size(tree))
-        found += group.rows_NL.numel()
+        for number, piece in enumerate(alike):
+            places.append((piece, at + number * group.rows_NL.shape[1]))
+        at += group.rows_NL.numel()
         groups.append(group)
-    for tree in trees:
-        if _size(tree) > small:
-            order[_span(tree)] = found + np.arange(_span(tree).start, _span(tree).stop)
+    order += at  # what is computed by parts comes behind all groups
+    for piece, first in places:
+        kept = list(piece.path[piece.kept :])
+        order[kept] = first + piece.kept + np.arange(len(kept))
+        order[piece.own] = first + np.arange(len(piece.path), piece.size)
     return Split(groups, large, torch.from_numpy(order))
+
+
+def _cut(piece: Piece, small: int) -> list[Piece] | None:
+    """It, or what it is made of, each with a copy of its path; None where a path and a node alone are too large."""
+    if piece.size <= small:
+        return [piece]
+    root, *rest = piece.parts
+    if not rest or len(piece.path) + root.query.stop - root.query.start >= small:
+        return None
+    path = (*piece.path, *range(root.query.start, root.query.stop))
+    found = list[Piece]()
+    for tree in _trees(rest[1:]):  # behind the part by which all that grew from it sees the root
+        cut = _cut(Piece(path, len(path) if found else piece.kept, tree), small)
+        if cut is None:
+            return None
+        found += cut
+    return found
 
 
 def _trees(parts: list[Part]) -> Iterator[list[Part]]:
     """The parts of each tree; a node comes before what grew from it."""
     tree: list[Part] = []
+    end = 0
     for part in parts:
-        if tree and part.key.start >= _span(tree).stop:
+        if tree and part.key.start >= end:
             yield tree
             tree = []
         tree.append(part)
+        end = max(p.query.stop for p in tree[:2])
     yield tree
 
 
-def _span(tree: list[Part]) -> slice:
-    return slice(tree[0].query.start, max(part.query.stop for part in tree[:2]))
-
-
-def _size(tree: list[Part]) -> int:
-    span = _span(tree)
-    return int(span.stop - span.start)
-
-
-def _alike(trees: list[list[Part]]) -> Iterator[list[list[Part]]]:
-    """Runs of trees, smallest first, whose sizes differ by little."""
-    run: list[list[Part]] = []
-    for tree in trees:
-        if run and _size(run[0]) < FILLED * _size(tree):
+def _alike(pieces: list[Piece]) -> Iterator[list[Piece]]:
+    """Runs of pieces, smallest first, whose sizes differ by little."""
+    run: list[Piece] = []
+    for piece in pieces:
+        if run and run[0].size < FILLED * piece.size:
             yield run
             run = []
-        run.append(tree)
+        run.append(piece)
     if run:
         yield run
 
 
-def _group(trees: list[list[Part]]) -> Group:
-    length = _size(trees[-1])
-    rows = np.zeros((len(trees), length), dtype=np.int64)
-    seen = np.zeros((len(trees), 1, length, length), dtype=bool)
+def _group(pieces: list[Piece]) -> Group:
+    length = pieces[-1].size
+    rows = np.zeros((len(pieces), length), dtype=np.int64)
+    seen = np.zeros((len(pieces), 1, length, length), dtype=bool)
     seen[..., 0] = True  # also by the rows that only fill, whose states nobody takes
-    for number, tree in enumerate(trees):
-        first, size = _span(tree).start, _size(tree)
-        rows[number] = first
-        rows[number, :size] += np.arange(size)
-        for part in tree:
-            a, b, c, d = (n - first for n in (part.query.start, part.query.stop, part.key.start, part.key.stop))
+    for number, piece in enumerate(pieces):
+        above, own = len(piece.path), piece.own
+        rows[number] = own.start
+        rows[number, :above] = piece.path
+        rows[number, above : piece.size] = np.arange(own.start, own.stop)
+        seen[number, 0, :above, :above] = np.tri(above, dtype=bool)
+        seen[number, 0, above : piece.size, :above] = True
+        for part in piece.parts:
+            moved = (part.query.start, part.query.stop, part.key.start, part.key.stop)
+            a, b, c, d = (n - own.start + above for n in moved)
             seen[number, 0, a:b, c:d] = np.tri(b - a, dtype=bool) if part.causal else True
     return Group(torch.from_numpy(rows), torch.from_numpy(seen))
 

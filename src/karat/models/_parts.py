@@ -159,7 +159,7 @@ def logits_head(folder: Path, device: str, dtype: str, ids: Sequence[int] | slic
     ):
         mend = "choose head='linear' or 'mlp'"
         if isinstance(ids, slice):  # rewards that are log-probabilities of the text, which no other head gives
-            mend = "kind implicit needs a causal language model: give the folder or hub id of one"
+            mend = "kind implicit, and language_weight, need a causal language model: give the folder or hub id of one"
         raise Refused(f"{folder} has no language-model head, so it has no logits; {mend}")
     _check_whole(folder, _lost(report))
     check_head([] if out.weight.is_floating_point() else ["lm_head"])

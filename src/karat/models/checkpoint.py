@@ -170,6 +170,15 @@ def start(
     return apart(model, base, head, layout, tokenizer, spec)
 
 
+def language_head(path: str | Path, device: str) -> Head:
+    """The head of a causal language model: logits of the whole vocabulary.
+
+    Raises:
+        Refused: the folder holds no language model, or one whose logits are not linear in its states.
+    """
+    return logits_head(backbones.locate(path), device, "float32", slice(None))[1]
+
+
 def _without_head(spec: RewardSpec) -> RewardSpec:
     return spec.model_copy(update={"head": HeadSpec(), "output": 0})
 

@@ -197,19 +197,23 @@ def rewards_of(spec: RewardSpec, numbers_Rk: Tensor) -> Tensor:
 
 
 ROWS = 64  # whose logits of the whole vocabulary are held at once
+LOGITS = 1 << 22  # held at once where they are learnt from
 
 
 def log_probabilities(head: Head, states_RD: Tensor, ids_R: Tensor) -> Tensor:
     """Log P of one token for each state, [R], in nats: a log-sum-exp over the vocabulary, a few rows at a time."""
+    learns = torch.is_grad_enabled() and states_RD.requires_grad
+    assert head.out is not None
+    rows = max(ROWS, LOGITS // len(head.out.weight)) if learns else ROWS
 
     def some(states_ND: Tensor, ids_N: Tensor) -> Tensor:
-        filled = nn.functional.pad(states_ND, (0, 0, 0, ROWS - len(states_ND)))  # one shape has one order of summation
-        logits_NV = head(filled)[: len(states_ND)]
+        lacking = 0 if learns else ROWS - len(states_ND)  # one shape has one order of summation
+        logits_NV = head(nn.functional.pad(states_ND, (0, 0, 0, lacking)))[: len(states_ND)]
         found_N: Tensor = logits_NV.gather(1, ids_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
         return found_N
 
-    chunks = list(zip(torch.split(states_RD, ROWS), torch.split(ids_R, ROWS), strict=True))
-    if torch.is_grad_enabled() and states_RD.requires_grad:  # what a vocabulary's logits hold is computed again
+    chunks = list(zip(torch.split(states_RD, rows), torch.split(ids_R, rows), strict=True))
+    if learns:  # what a vocabulary's logits hold is computed again
         return torch.cat([checkpoint(some, *chunk, use_reentrant=False) for chunk in chunks])
     return torch.cat([some(*chunk) for chunk in chunks])
 

@@ -37,6 +37,7 @@ class Rendered:
     sequence: types.Sequence
     truncated: bool = False
     flags: tuple[str, ...] = ()
+    start: int = 0  # where the answer begins, where it is in steps
 
 
 class Renderer:
@@ -363,7 +364,7 @@ class Renderer:
                 return Unscored("no token stands before the answer, so its first has no probability; give a prompt")
             if not draft.marks:
                 return Unscored(f"no step ends within max_length={self.max_length}; raise it", over_length=True)
-            return Rendered(types.Sequence(tuple(ids), reads(draft, self.pooling)), truncated, flags)
+            return Rendered(types.Sequence(tuple(ids), reads(draft, self.pooling)), truncated, flags, draft.start)
         eos = self.tokenizer.eos_token_id
         if self.part.eos == "require" and ids[-1] != eos:
             return Unscored("the text does not end in the EOS token that the spec requires; use eos='append' to add it")

@@ -18,6 +18,7 @@ class Learner:
     methods: tuple[Method, ...] = ("full", "lora", "frozen")
     output: Output = "logit"
     least = 1
+    language_weight = 0.0
 
     def __init__(self, options: Options) -> None:
         pass
@@ -62,6 +63,10 @@ class Learner:
     def solve(self, head: Head, features: Sequence[Feature]) -> list[str]:
         """Nothing is solved for."""
         return []
+
+    def said_well(self, item: Any) -> tuple[int, ...]:
+        """None."""
+        return ()
 
     def size(self, item: Any) -> float:
         """One."""

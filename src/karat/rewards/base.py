@@ -96,6 +96,7 @@ class Kind(Protocol):
     methods: tuple[Method, ...]  # ways to train it, the usual one first
     output: Output  # what its rewards are
     least: int  # rows that a batch needs
+    language_weight: float  # of the loss of an answer's next tokens, which is added to a row's; 0 for none
 
     @classmethod
     def defaults(cls, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,6 +149,10 @@ class Kind(Protocol):
         Raises:
             BadInput: the rows do not determine it.
         """
+        ...
+
+    def said_well(self, item: Any) -> tuple[int, ...]:
+        """How many first steps of each of a row's answers are worth saying, so that their tokens are learnt."""
         ...
 
     def size(self, item: Any) -> float:

@@ -28,6 +28,7 @@ class ProcessOptions(Options):
     objective: Literal["cross_entropy", "mse"] = "cross_entropy"  # of the outputs, or of the reward
     last_step_only: bool = False  # the other labels are not learnt
     class_weights: tuple[float, ...] = Field(default=())  # of the outputs: how much a label of each counts
+    language_weight: float = Field(default=0.0, ge=0)  # of the loss of the next tokens of right steps, learnt beside
 
 
 @final
@@ -41,6 +42,7 @@ class Process(Learner):
     def __init__(self, options: ProcessOptions, spec: RewardSpec | None = None) -> None:
         self.options = options
         self.spec = spec
+        self.language_weight = options.language_weight
 
     @classmethod
     def defaults(cls, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,6 +105,10 @@ class Process(Learner):
             return item
         return replace(item, labels=tuple((*[None] * (len(own) - 1), own[-1]) if own else own for own in item.labels))
 
+    def said_well(self, item: Stepped) -> tuple[int, ...]:
+        """Those up to the last right one before a wrong one."""
+        return tuple(_right_steps(labels) for labels in item.labels)
+
     def size(self, item: Stepped) -> float:
         """Its labelled steps."""
         return float(sum(label is not None for own in item.labels for label in own))
@@ -152,6 +158,15 @@ class Process(Learner):
     def compare(self, a: Reward, b: Reward) -> float:
         """Who has the higher aggregate: 1, 0.5 or 0."""
         return float(a.value > b.value) + 0.5 * (a.value == b.value)
+
+
+def _right_steps(labels: Sequence[float | None]) -> int:
+    found = 0
+    for number, label in enumerate(labels, 1):
+        if label is not None and label < 0.5:
+            break
+        found = found if label is None else number
+    return found
 
 
 KIND = Process

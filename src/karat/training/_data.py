@@ -29,6 +29,7 @@ class Row:
 
     item: Item
     sequences: tuple[types.Sequence, ...]
+    starts: tuple[int, ...] = ()  # where the answers of Stepped begin, in tokens
 
 
 @dataclass
@@ -182,7 +183,7 @@ def _stepped(item: Stepped, rendered: Sequence[Rendered], account: Account) -> R
         account.cut.append((item.origin, "steps behind max_length cut off"))
     elif any(r.truncated for r in rendered):
         account.cut.append((item.origin, _CUT))
-    return Row(kept, sequences)
+    return Row(kept, sequences, tuple(r.start for r in rendered))
 
 
 def _wrong_items(item: Any, kind: Kind) -> str:

@@ -85,7 +85,7 @@ def starting_model(config: TrainConfig, work: Path, items: Sequence[Any], made: 
     examples = [e for item in items if isinstance(item, made.items) for e in made.examples(item)]
     texts = (t for e in examples for t in (*(m.content for m in e.prompt), e.response))
     head = {**defaults(config.kind, {**config.spec, **config.options}), **config.spec}.get("head", "")
-    logits = str(head).partition(":")[0] in ("lm_logits", "log_ratio")
+    logits = str(head).partition(":")[0] in ("lm_logits", "log_ratio") or made.language_weight > 0
     return str(_work.scratch_model(work, config.model, texts, config.seed, logits))
 
 

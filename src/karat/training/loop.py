@@ -163,15 +163,19 @@ class RewardTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """The batch's share of the step's loss, in nats."""
-        with _sharded.autocast(self) if self.is_fsdp_enabled else nullcontext():
-            numbers_Rk = model(**inputs["batch"])
-        loss_B = losses_of(self.kind, numbers_Rk, inputs)
+        loss_B = self.losses(model, inputs)
         weight_B = inputs["weight_B"]
         total = weight_B.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
         # Gradients are averaged over processes, and the total counts the rows of all of them.
         share: Tensor = (weight_B * loss_B).sum() / _above_zero(total) * self.accelerator.num_processes
         head = self.accelerator.unwrap_model(model).head
         return share + self.kind.penalty(head) / self.current_gradient_accumulation_steps
+
+    def losses(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """The loss of each row of a batch [B], in nats."""
+        with _sharded.autocast(self) if self.is_fsdp_enabled else nullcontext():
+            numbers_Rk = model(**inputs["batch"])
+        return losses_of(self.kind, numbers_Rk, inputs)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Figures of the whole held-out set, by row and not by batch; the first process judges for all.

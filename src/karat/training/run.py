@@ -27,6 +27,7 @@ from karat.evaluation import base as evaluation
 from karat.models import checkpoint
 from karat.models.backbone import first_line, quiet, vocabulary
 from karat.models.checkpoint import Parts
+from karat.models.heads import Head
 from karat.models.render import Rendered, Renderer
 from karat.rewards._among import among
 from karat.rewards._local import LocalModel, RewardModule, golden_values
@@ -35,6 +36,7 @@ from karat.training import _data, _records, _sharded, _start, _stream, _work
 from karat.training._card import card
 from karat.training._data import Account, Row
 from karat.training._forward import StoredForward
+from karat.training._language import LanguageCollator, LanguageModule, LanguageTrainer
 from karat.training._progress import Progress, StopOnSignal
 from karat.training._ratio import RatioModule
 from karat.training._stream import Stream
@@ -121,6 +123,8 @@ def _run(config: TrainConfig, state: PartialState) -> Trained:
     if config.stream and parts.spec.of_tokens:
         raise BadInput(f"{config.kind} computes its reference for all rows beforehand; leave stream out")
     fitted = _Run(config, made, parts, rows, held_out, work)
+    if made.language_weight:
+        fitted.speak(checkpoint.language_head(model, str(fitted.parts.backbone.device)))
     if config.stream:
         fitted.stream = Stream(config, partial(_taught, made=made, renderer=renderer, policy=policy))
         accounts = (fitted.stream.account, rest_account)
@@ -174,6 +178,14 @@ class _Run:
         if parts.spec.of_tokens:
             sequences = [s for row in rows for s in row.sequences]
             self.module = self.forward = RatioModule(self.forward, parts.head, local, sequences)
+        self.trainer, self.collator = RewardTrainer, Collator
+
+    def speak(self, language: Head) -> None:
+        """From now on the tokens of right steps are learnt as well, by this head."""
+        if self.config.method == "frozen":
+            raise BadInput("language_weight trains the backbone; leave it out, or use method=full or lora")
+        self.module = self.forward = LanguageModule(self.forward, self.parts.head, language)
+        self.trainer, self.collator = LanguageTrainer, LanguageCollator
 
     def _solve(self) -> None:
         """What has a closed form, and what a reader should know of it."""
@@ -226,6 +238,8 @@ class _Run:
         if self.config.method == "frozen" or self.parts.spec.of_tokens:
             what = "method=frozen" if self.config.method == "frozen" else f"{self.config.kind}"
             raise BadInput(f"{what} keeps what it computes beforehand in one piece; launch without FSDP or ZeRO-3")
+        if self.kind.language_weight:
+            raise BadInput("language_weight needs the language head in one piece; launch without FSDP or ZeRO-3")
         self.sharded = trainer
         _sharded.keep_float32(trainer)
         self.local.engine = _sharded.engine(self.module)
@@ -245,13 +259,13 @@ class _Run:
             given = arguments(str(self.work), **{**self._schedule(settings), **settings})
             _sharded.heed_fsdp()
             _sharded.in_autocast(given)
-            return RewardTrainer(
+            return self.trainer(
                 self.kind,
                 self.stream or list(filter(self._by_gradient, self.rows)),
                 self._judge if any(map(self._by_gradient, self.held_out)) else None,
                 model=self.module,
                 args=given,
-                data_collator=Collator(self.kind, self.forward),
+                data_collator=self.collator(self.kind, self.forward),
             )
         except (TypeError, ValueError, RuntimeError, ImportError) as error:
             raise BadInput(f"transformers refuses the trainer settings: {first_line(error)}") from None
