@@ -15,6 +15,7 @@ import tempfile
 import time
 from itertools import chain
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import karat
-from karat import arithmetic
+from karat import arithmetic, metrics
 from karat.evaluation import base as evaluation
 from karat.formats import base as formats
 from karat.rewards._local import LocalModel
@@ -35,6 +36,7 @@ LLAMA3 = (
 )
 LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no")
 LAUNCH = (*LAUNCH, "--dynamo_backend", "no", "--main_process_port", "0", "--num_processes")
+SHARES = {"operation": 45, "operand": 41, "skip": 11, "calculation": 3}  # of the wrong solutions that are learnt from
 TRAINING = {
     "learning_rate": 3e-3,
     "epochs": 1,
@@ -43,7 +45,6 @@ TRAINING = {
     "warmup_steps": 50,
     "adam_beta2": 0.99,
     "weight_decay": 0.01,
-    "language_weight": 1.0,
 }
 
 
@@ -51,6 +52,21 @@ def rows(n: int, seed: int, split: arithmetic.Split) -> list[dict[str, Any]]:
     """Problems with steps that end in a full stop."""
     drawn = arithmetic.step_rows(n, seed, split)
     return [{**row, "completions": [step + "." for step in row["completions"]]} for row in drawn]
+
+
+def chosen(n: int, seed: int) -> list[dict[str, Any]]:
+    """The same of training problems, with more of the rare slips: two of five wrong ones have a wrong operand.
+
+    Of each problem solutions are drawn, and one of the wanted sort is taken; as often as not a right one.
+    """
+    chance, found = Random(seed), []
+    for problem in arithmetic.problems(n, seed, "train"):
+        slip = chance.choices(("", *SHARES), (sum(SHARES.values()), *SHARES.values()))[0]
+        some = arithmetic.candidates(problem, 40 if slip else 2, seed)
+        one = next((c for c in some if c.slip == slip), some[0])
+        steps = [step + "." for step in one.steps]
+        found.append({"prompt": problem.question, "completions": steps, "labels": list(one.labels)})
+    return found
 
 
 def start(folder: Path, texts: list[str], positions: int = 256) -> Path:
@@ -89,6 +105,18 @@ def start(folder: Path, texts: list[str], positions: int = 256) -> Path:
     return folder
 
 
+def by_slip(model: LocalModel, n: int, seed: int) -> dict[str, tuple[int, int]]:
+    """For each kind of slip, and for right solutions, how many of how many are judged as they are."""
+    found: dict[str, tuple[int, int]] = {}
+    for problem in arithmetic.problems(n, seed, "test"):
+        one = arithmetic.candidates(problem, 2, seed)[0]
+        reward = model.score_steps(problem.question, [step + "." for step in one.steps])
+        assert isinstance(reward, Reward)
+        hits, count = found.get(one.slip, (0, 0))
+        found[one.slip] = (hits + (metrics.first_error(reward.steps, 0.5) == one.first_error), count + 1)
+    return found
+
+
 def by_joined_text(model: LocalModel, examples: list[Example]) -> list[Result]:
     """What a pipeline gets that writes prompt, steps and line ends into one text: steps read at the tokens with one."""
     asked = []
@@ -100,10 +128,9 @@ def by_joined_text(model: LocalModel, examples: list[Example]) -> list[Result]:
     return [Reward(scored.value, scored.steps) for scored in model.scored(asked)]
 
 
-def train(processes: int, files: dict[str, Any], seed: int) -> float:
+def train(processes: int, settings: dict[str, Any]) -> float:
     """Train by the command line; seconds from its start to its end."""
     launch = [*LAUNCH, str(processes)] if processes > 1 else []
-    settings = {**files, **TRAINING, "seed": seed}
     given = chain.from_iterable((f"--{name.replace('_', '-')}", str(value)) for name, value in settings.items())
     command = [sys.executable, *launch, "-m", "karat", "train", "process", *given]
     began = time.perf_counter()
@@ -114,16 +141,17 @@ def train(processes: int, files: dict[str, Any], seed: int) -> float:
 def main() -> None:
     """Train, judge both ways, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--rows", type=int, default=48_000)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--held-out", type=int, default=1_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--language-weight", type=float, default=1.0, help="of the next tokens of right steps")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        given, held_out = rows(options.rows, options.seed, "train"), rows(options.held_out, 1, "test")
+        given, held_out = chosen(options.rows, options.seed), rows(options.held_out, 1, "test")
         for part, some in (("train", given), ("test", held_out)):
             (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
         joined = ["\n".join([row["prompt"], *row["completions"]]) + "\n" for row in given[:4000]]
@@ -134,14 +162,16 @@ def main() -> None:
             "eval": folder / "test.jsonl",
             "output": folder / "out",
         }
-        seconds = train(options.processes, files, options.seed)
+        own = {"language_weight": options.language_weight, "seed": options.seed}
+        seconds = train(options.processes, {**files, **TRAINING, **own})
         local = karat.load(str(folder / "out"))
         assert isinstance(local, LocalModel)
         items = list(formats.load(str(folder / "test.jsonl")).items)
         learnt = list(formats.load(str(folder / "train.jsonl")).items)
         own = evaluation.evaluate(lambda e: list(local.score_many(e)), items, learnt, output="probability")
         other = evaluation.evaluate(lambda e: by_joined_text(local, list(e)), items, output="probability")
-    found = {"training_seconds": seconds, "rows": options.rows}
+        slips = by_slip(local, options.held_out, 1)
+    found = {"training_seconds": seconds, "rows": options.rows, "by_slip": slips}
     found |= {"own_ids": evaluation.summary(own), "joined_text": evaluation.summary(other)}
     print(json.dumps(found, indent=2) if options.json else table(found))
 
@@ -155,6 +185,7 @@ def table(found: dict[str, Any]) -> str:
             nulls = found[name]["nulls_of"].get(figure, {})
             best = f"  best null {max(nulls, key=nulls.get)} {max(nulls.values()):.3f}" if nulls else ""
             lines.append(f"{name:12} {figure:14} {one['value']:.3f} ({one['low']:.3f} … {one['high']:.3f}){best}")
+    lines += [f"{slip or 'right':12} {hits} of {count}" for slip, (hits, count) in found["by_slip"].items()]
     return "\n".join(lines)
 
 

@@ -39,7 +39,7 @@ class PackedForward(nn.Module):
         nodes = order(ends[i] for i in by_tokens)
         firsts = accumulate((n.stop - n.start for n in nodes), initial=0)
         begin = {id(node): first for node, first in zip(nodes, firsts, strict=False)}
-        reads = [_rows(end, span, begin) for end, s in zip(ends, sequences, strict=True) for span in _spans(s)]
+        reads = [read for end, s in zip(ends, sequences, strict=True) for read in _reads(end, s, begin)]
         return {
             "ids_T": torch.from_numpy(np.concatenate([n.ids for n in nodes]).astype(np.int64)),
             "positions_T": torch.from_numpy(np.concatenate([np.arange(n.start, n.stop) for n in nodes])),
@@ -86,18 +86,11 @@ def _parts(nodes: list[Node], begin: dict[int, int], causal: bool) -> list[tuple
     return out
 
 
-def _spans(sequence: types.Sequence) -> list[range]:
-    spans: list[range] = []
+def _reads(end: Node, sequence: types.Sequence, begin: dict[int, int]) -> list[Any]:
+    """Rows of each read of the sequence that ends with a node: those of a span, or one of each position."""
+    path = [(begin[id(node)], node.stop - node.start) for node in reversed(list(end.path()))]
+    row_L = np.concatenate([np.arange(first, first + length) for first, length in path])
+    found: list[Any] = []
     for read in sequence.reads.values():
-        spans += [range(read.start, read.stop)] if isinstance(read, types.Span) else [range(p, p + 1) for p in read]
-    return spans
-
-
-def _rows(end: Node, positions: range, begin: dict[int, int]) -> Any:
-    """Rows of a run of positions of the sequence that ends with a node."""
-    parts = []
-    for node in end.path():
-        first, stop = max(positions.start, node.start), min(positions.stop, node.stop)
-        if first < stop:
-            parts.append(np.arange(first, stop) + begin[id(node)] - node.start)
-    return np.concatenate(parts[::-1])
+        found += [row_L[read.start : read.stop]] if isinstance(read, types.Span) else list(row_L[list(read), None])
+    return found
