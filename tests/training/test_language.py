@@ -89,8 +89,8 @@ def test_what_comes_out_is_a_reward_model_alone(language, tmp_path, method, spec
 
 
 def test_it_is_learnt(language, tmp_path):
-    data = kit.write(tmp_path / "rows.jsonl", [ROWS[3]] * 8 + [ROWS[2]] * 8)
-    settings = {"kind": "process", "learning_rate": 3e-3, "epochs": 16, "options": {"language_weight": 1.0}}
+    data = kit.write(tmp_path / "rows.jsonl", ROWS)
+    settings = {"kind": "process", "learning_rate": 3e-3, "epochs": 30, "options": {"language_weight": 1.0}}
     losses = kit.losses(kit.train(tmp_path, language, data, **settings))
     assert losses[-1] < losses[0] / 2
 
