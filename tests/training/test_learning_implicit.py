@@ -3,6 +3,7 @@
 import kit
 import pytest
 import torch
+from peft import PeftModel
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -112,3 +113,17 @@ def test_a_new_model_has_no_reference(tmp_path):
     assert karat.load(str(trained.folder)).score("2+2?", ["4"])[0].value < 0  # a log-probability
     with pytest.raises(BadInput, match="method=full"):
         kit.train(tmp_path / "l", "scratch", data, kind="implicit", method="lora")
+
+
+def test_an_adapter_alone_is_trained(policy, tmp_path):
+    """It is the language model's, as PEFT reads it; its base is the reference."""
+    data = kit.write(tmp_path / "d.jsonl", ROWS)
+    settings = {"kind": "implicit", "method": "lora", "spec": {"beta": BETA}, "learning_rate": 1e-2, "epochs": 4}
+    trained = kit.train(tmp_path, policy, data, **settings)
+    base, other = (AutoModelForCausalLM.from_pretrained(policy) for _ in range(2))
+    adapted = PeftModel.from_pretrained(other, trained.folder)
+    tokenizer = AutoTokenizer.from_pretrained(trained.folder)
+    wanted = float(ratio(adapted, base, tokenizer, "2+2?", "4").detach())
+    assert karat.load(str(trained.folder)).score("2+2?", ["4"])[0].value == pytest.approx(wanted, abs=1e-5)
+    assert abs(wanted) > 0.01
+    assert not list(trained.folder.glob("model*.safetensors"))

@@ -63,7 +63,7 @@ def add_lora(parts: Parts, options: dict[str, Any]) -> None:
     config: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", **options}
     heads = list(parts.layout.modules) if parts.layout else []
     config["modules_to_save"] = [*{*(config.get("modules_to_save") or []), *heads}] or None
-    task = "TOKEN_CLS" if parts.spec.at_steps else "SEQ_CLS"
+    task = "CAUSAL_LM" if parts.spec.of_tokens else "TOKEN_CLS" if parts.spec.at_steps else "SEQ_CLS"
     config["task_type"] = task if parts.layout else "FEATURE_EXTRACTION"
     try:
         with pooler_in_place(parts), backbones.quiet():

@@ -89,8 +89,8 @@ def _save_adapter(parts: Parts, folder: Path, tensors: dict[str, Tensor]) -> Non
     base = Path(str(config.base_model_name_or_path))
     config.base_model_name_or_path = str(base.absolute()) if base.is_dir() else str(base)
     inner = parts.model.base_model.model
-    for name, tensor in tensors.items() if parts.layout else ():
-        inner.get_parameter(_wrapped(parts.layout, name)).data.copy_(tensor)  # type: ignore[arg-type]
+    for name in parts.layout.tensors if parts.layout else ():
+        inner.get_parameter(_wrapped(parts.layout, name)).data.copy_(tensors[name])  # type: ignore[arg-type]
     parts.model.save_pretrained(folder)
 
 

@@ -242,6 +242,8 @@ def _load_parts(told: Reading, device: str, dtype: str) -> Parts:
         model, built = logits_head(base_folder, device, dtype, chosen)
         base, tensors = model, built.state_dict()
         spec = spec.model_copy(update={"head": _as_built(spec, built)})
+        if adapter and spec.of_tokens:  # around the whole language model, whose head it leaves alone
+            model, base = with_language_adapter(base_folder, folder, device, dtype)
     elif found is not None and not found.by_class(spec):
         tensors = found.tensors()
         if adapter:

@@ -27,7 +27,7 @@ class Implicit(Learner):
 
     Options = ImplicitOptions
     items = (Labelled, Pair)
-    methods: tuple[Method, ...] = ("full",)
+    methods: tuple[Method, ...] = ("full", "lora")
 
     @classmethod
     def defaults(cls, options: Mapping[str, Any]) -> dict[str, Any]:
