@@ -231,12 +231,9 @@ def _load_parts(told: Reading, device: str, dtype: str) -> Parts:
     base_folder = base_of_adapter(folder) if adapter else folder
     tokenizer = backbones.load_tokenizer(folder)
     layout: Layout | None = None
-    if (folder / HEAD_FILE).is_file():
+    if (folder / HEAD_FILE).is_file() or spec.head.type == "hidden":
         model = base = bare(base_folder, device, dtype)
-        tensors = read_tensors(folder / HEAD_FILE)
-    elif spec.head.type == "hidden":
-        model, tensors = bare(base_folder, device, dtype), {}
-        base = model
+        tensors = {} if spec.head.type == "hidden" else read_tensors(folder / HEAD_FILE)
     elif spec.head.type in ("lm_logits", "log_ratio"):
         chosen = slice(None) if spec.head.type == "log_ratio" else token_ids(tokenizer, spec.head.tokens)
         model, built = logits_head(base_folder, device, dtype, chosen)
