@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import http.client
 import os
 import random
 import resource
@@ -226,6 +227,23 @@ def seconds_of(pid):
     with open(f"/proc/{pid}/stat") as own:
         fields = own.read().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.full
+def test_an_idle_connection_outlives_its_clients(served):
+    """Clients drop theirs after 5 seconds (httpx) to 15 (aiohttp); who asks on one that closes loses the request."""
+    url, started = served
+    host, port = url.removeprefix("http://").split(":")
+    with contextlib.closing(http.client.HTTPConnection(host, int(port))) as kept:
+        kept.connect()
+        place = kept.sock.getsockname()
+        for wait in (0, 17):
+            time.sleep(wait)
+            kept.request("GET", "/livez")
+            assert kept.getresponse().read()
+            assert kept.sock.getsockname() == place
+    started.send_signal(signal.SIGINT)
+    assert started.wait(20) == 0
 
 
 def test_an_idle_server_ends_at_once(served):

@@ -26,6 +26,7 @@ from karat.types import Refused
 
 MOST_HEAD = 64 << 10  # bytes of a request's first line and headers
 SLOW_HEAD = 20.0  # seconds that they may take to arrive
+KEPT = 75  # seconds that an idle connection stays open: longer than clients keep theirs, or some would ask as it closes
 LAST_WORDS = 1.0  # seconds that those who wait may take to hear that the server ends at once
 SWITCH = 0.0005  # seconds after which a thread of Python makes room for another: the engine's leaves gaps that small
 
@@ -138,6 +139,7 @@ def _config(app: Served) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=30,
+        timeout_keep_alive=KEPT,
     )
 
 
