@@ -24,7 +24,10 @@ ANSWERS = ["56", "54", "It is 56.", ""]
 
 @pytest.fixture(scope="module")
 def served(model_folder):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1000), hard))  # what it begins with
     with servers.process(model_folder) as (url, started):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         yield url, started
 
 
@@ -242,6 +245,15 @@ def test_an_idle_connection_outlives_its_clients(served):
             kept.request("GET", "/livez")
             assert kept.getresponse().read()
             assert kept.sock.getsockname() == place
+
+
+def test_a_server_takes_as_many_connections_as_it_may(served):
+    """1,024 files at once are what a process has unless it asks for more."""
+    _, started = served
+    with open(f"/proc/{started.pid}/limits") as limits:
+        (line,) = (line for line in limits if line.startswith("Max open files"))
+    soft, hard = line.removeprefix("Max open files").split()[:2]
+    assert soft == hard
 
 
 def test_an_idle_server_ends_at_once(served):
