@@ -36,7 +36,7 @@ LLAMA3 = (
 )
 LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no")
 LAUNCH = (*LAUNCH, "--dynamo_backend", "no", "--main_process_port", "0", "--num_processes")
-SHARES = {"operation": 45, "operand": 41, "skip": 11, "calculation": 3}  # of the wrong solutions that are learnt from
+SHARES = {"operation": 30, "operand": 56, "skip": 11, "calculation": 3}  # of the wrong solutions that are learnt from
 TRAINING = {
     "learning_rate": 3e-3,
     "epochs": 1,
@@ -55,7 +55,7 @@ def rows(n: int, seed: int, split: arithmetic.Split) -> list[dict[str, Any]]:
 
 
 def chosen(n: int, seed: int) -> list[dict[str, Any]]:
-    """The same of training problems, with more of the rare slips: two of five wrong ones have a wrong operand.
+    """The same of training problems, with more of the rare slips: more than half of the wrong ones have a wrong operand.
 
     Of each problem solutions are drawn, and one of the wanted sort is taken; as often as not a right one.
     """
