@@ -55,7 +55,7 @@ def rows(n: int, seed: int, split: arithmetic.Split) -> list[dict[str, Any]]:
 
 
 def chosen(n: int, seed: int) -> list[dict[str, Any]]:
-    """The same of training problems, with more of the rare slips: more than half of the wrong ones have a wrong operand.
+    """The same of training problems, with more rare slips: more than half of the wrong ones have a wrong operand.
 
     Of each problem solutions are drawn, and one of the wanted sort is taken; as often as not a right one.
     """
