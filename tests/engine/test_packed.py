@@ -93,21 +93,40 @@ def test_a_merge_that_forgets_the_sums_is_noticed(monkeypatch):
     assert isinstance(probe.choose_forward(model), PaddedForward)
 
 
-@pytest.mark.parametrize("shared", [0, 1, 30])
 @pytest.mark.parametrize("name", ["Llama", "Gemma2"])
-def test_trees_of_all_sizes_in_one_batch(name, shared, monkeypatch):
-    """Some by parts, some side by side, one alone in its group, and one tree of all that is cut up."""
+def test_trees_of_all_sizes_in_one_batch(name, monkeypatch):
+    """Some by parts, some side by side, one alone in its group."""
     monkeypatch.setattr(_trained, "SMALL", 40)
     chance = random.Random(3)
     sequences = []
     for size, answers in ((3, 1), (4, 2), (20, 1), (22, 3), (30, 1), (60, 4)):
-        prompt = [7] * shared + [chance.randrange(5, 300) for _ in range(size)]
+        prompt = [chance.randrange(5, 300) for _ in range(size)]
         for _ in range(answers):
             ids = (*prompt, *(chance.randrange(5, 300) for _ in range(chance.randrange(1, 6))))
             sequences.append(Sequence(ids, {"last": (len(ids) - 1,)}))
     chance.shuffle(sequences)
     model = architectures.build(name)
     assert_alike(model, PackedForward(model), sequences)
+
+
+def branches(chance, begin, lengths):
+    """Sequences that begin alike and part at every length, in two each time."""
+    if not lengths:
+        return [Sequence(begin, {"last": (len(begin) - 1,)})]
+    length, *rest = lengths
+    twice = [(*begin, *(chance.randrange(5, 300) for _ in range(length))) for _ in range(2)]
+    return [s for one in twice for s in branches(chance, one, rest)]
+
+
+@pytest.mark.parametrize("small", [40, 60])
+def test_a_tree_that_is_cut_twice(small, monkeypatch):
+    """Pieces carry the rows of all that they grew from; what comes out for those is taken from one of them."""
+    seen, group = [], _trained._group
+    monkeypatch.setattr(_trained, "SMALL", small)
+    monkeypatch.setattr(_trained, "_group", lambda pieces: seen.extend(pieces) or group(pieces))
+    model = architectures.build("Llama")
+    assert_alike(model, PackedForward(model), branches(random.Random(0), (7,) * 5, (6, 12, 9)))
+    assert {len(piece.path) for piece in seen} == {5 + 6 + 12 if small == 40 else 5 + 6}
 
 
 @pytest.mark.parametrize("sizes", [(5, 20, 20), (1, 39, 39, 12), (30, 9, 9), (30, 30, 1)])

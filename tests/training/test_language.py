@@ -1,5 +1,7 @@
 """Next tokens of right steps learnt beside their rewards: transformers' own loss of them, and nothing else."""
 
+from dataclasses import replace
+
 import kit
 import pytest
 import torch
@@ -8,7 +10,11 @@ from transformers import AutoModelForCausalLM
 
 import karat
 import toys
-from karat.rewards.base import kind
+from karat.engine.probe import choose_forward
+from karat.models import checkpoint
+from karat.rewards.base import defaults, kind
+from karat.spec import RewardSpec
+from karat.training._language import LanguageCollator, LanguageModule, _spoken
 from karat.types import BadInput, Example, Refused, Stepped
 
 ROWS = [
@@ -73,6 +79,39 @@ def test_what_is_worth_saying(labels, right):
     assert kind("process").said_well(item) == (right,)
 
 
+def test_a_step_that_branches_share_has_one_label():
+    """It is told in the first of them alone."""
+    branches = tuple(Example.of_steps("q", steps) for steps in (("a", "b", "c"), ("a", "b", "d"), ("a", "e")))
+    assert kind("process").said_well(Stepped(branches, ((1.0, 0.0, 0.0), (None, None, 1.0), (None, 0.9)))) == (1, 1, 2)
+
+
+def test_a_neutral_step_is_no_mistake():
+    item = Stepped((Example.of_steps("q", "abcd"),), ((1, 0, 1, -1),))
+    made, spec = kind("process"), RewardSpec(kind="process").with_options(**defaults("process", {"outputs": 3}))
+    assert made.by(spec).said_well(item) == (3,)
+
+
+def test_branches_say_what_they_share_once(language):
+    branches = tuple(Example.of_steps("q?", steps) for steps in (["a b", "c"], ["a b", "d e"]))
+    tree = Stepped(branches, ((1.0, 1.0), (None, 1.0)))
+    parts, made, rows = kit.prepared(language, [tree], "process", {}, **defaults("process", {}))
+    module = LanguageModule(choose_forward(parts.backbone), parts.head, *checkpoint.language_head(language, "cpu"))
+    batch = LanguageCollator(made, module)(rows)
+    assert parts.tokenizer.decode(batch["batch"]["next_ids_T"]) == "a b\nc\nd e\n"
+    assert batch["row_T"].tolist() == [0] * 10
+
+
+def test_an_added_mark_is_not_foretold(language):
+    """Not where the language head has rows to spare, either."""
+    item = Stepped((Example.of_steps("q?", ["a", "b"]),), ((1.0, 1.0),))
+    parts, made, rows = kit.prepared(language, [item], "process", {}, **defaults("process", {}))
+    head, known = checkpoint.language_head(language, "cpu")
+    assert head.out.out_features > known == len(parts.tokenizer)
+    (sequence,) = _spoken(rows[0], made, known).sequences
+    marked = replace(rows[0], sequences=(replace(sequence, ids=(*sequence.ids[:-1], known)),))
+    assert len(_spoken(marked, made, known).sequences[0].reads["language"]) == len(sequence.reads["language"]) - 1
+
+
 @pytest.mark.parametrize(
     ("method", "spec"),
     [("full", {"step_token": "<step>"}), ("lora", {}), ("full", {"head": "lm_logits:-,+", "output": 1})],
@@ -100,5 +139,11 @@ def test_where_it_cannot_be(language, model_folder, tmp_path):
     settings = {"kind": "process", "options": {"language_weight": 1.0}}
     with pytest.raises(BadInput, match="language_weight trains the backbone"):
         kit.train(tmp_path / "a", language, data, method="frozen", **settings)
+    for said, options, spec in (
+        ("last_step_only", {"last_step_only": True}, {}),
+        ("step_join='turns'", {}, {"step_join": "turns", "step_token": "+"}),
+    ):
+        with pytest.raises(BadInput, match=said):
+            kit.train(tmp_path, language, data, kind="process", options={"language_weight": 1.0, **options}, spec=spec)
     with pytest.raises(Refused, match="language_weight, need a causal language model"):
         kit.train(tmp_path / "b", model_folder, data, **settings)

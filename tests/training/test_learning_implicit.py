@@ -3,13 +3,13 @@
 import kit
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import karat
 import toys
-from karat.types import BadInput
+from karat.types import BadInput, Refused
 
 BETA = 0.5
 ROWS = [
@@ -127,3 +127,19 @@ def test_an_adapter_alone_is_trained(policy, tmp_path):
     assert karat.load(str(trained.folder)).score("2+2?", ["4"])[0].value == pytest.approx(wanted, abs=1e-5)
     assert abs(wanted) > 0.01
     assert not list(trained.folder.glob("model*.safetensors"))
+
+
+@pytest.mark.parametrize("lora", [{"modules_to_save": ["lm_head"]}, {"target_modules": ["q_proj", "lm_head"]}])
+def test_an_adapter_leaves_the_head_alone(policy, tmp_path, lora):
+    data = kit.write(tmp_path / "d.jsonl", ROWS)
+    with pytest.raises(BadInput, match="leave them out of the LoRA options"):
+        kit.train(tmp_path, policy, data, kind="implicit", method="lora", spec={"beta": BETA}, lora=lora)
+
+
+def test_an_adapter_that_changes_the_head_is_not_read_as_if_it_did_not(policy, tmp_path):
+    told = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=["lm_head"])
+    wrapped = get_peft_model(AutoModelForCausalLM.from_pretrained(policy), told)
+    wrapped.save_pretrained(tmp_path)
+    toys.byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(Refused, match="changes the language head"):
+        karat.load(str(tmp_path), kind="implicit", reference=str(policy), beta=BETA)

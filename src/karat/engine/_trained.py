@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from karat.engine.attention import Settings
 
 SMALL = 128  # rows of a piece, up to which it is computed with its like
+COPIES = 3  # times the rows of a tree: more are not worth the calls that its pieces save
 FILLED = 0.75  # of the largest piece of a group, so much at least has every other one
 
 
@@ -93,9 +94,11 @@ class Piece(NamedTuple):
 def _split(parts: list[Part], small: int) -> Split:
     pieces, large = list[Piece](), list[Part]()
     for tree in _trees(parts):
-        found = _cut(Piece((), 0, tree), small)
-        pieces += found or []
-        large += [] if found else tree
+        whole = Piece((), 0, tree)
+        cut = _cut(whole, small) or []
+        pays = 0 < sum(piece.size for piece in cut) <= COPIES * whole.size
+        pieces += cut if pays else []
+        large += [] if pays else tree
     order, at = np.arange(max(p.query.stop for p in parts)), 0
     groups, places = [], []
     for alike in _alike(sorted(pieces, key=lambda piece: piece.size)):

@@ -5,7 +5,7 @@ from typing import Any
 from tokenizers import AddedToken
 
 from karat.models import backbone as backbones
-from karat.models._parts import Parts, pooler_in_place
+from karat.models._parts import Parts, by_adapter, pooler_in_place
 from karat.types import BadInput
 
 
@@ -70,3 +70,6 @@ def add_lora(parts: Parts, options: dict[str, Any]) -> None:
             parts.model = peft.get_peft_model(parts.model, peft.LoraConfig(**config))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise BadInput(f"peft refuses the LoRA options: {backbones.first_line(error)}") from None
+    inner = parts.model.base_model.model
+    if parts.spec.of_tokens and any(map(by_adapter, (inner.get_input_embeddings(), inner.get_output_embeddings()))):
+        raise BadInput("log-probabilities need embeddings and head as they were; leave them out of the LoRA options")

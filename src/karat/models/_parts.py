@@ -194,7 +194,10 @@ def logit_scale(config: Any) -> float:
         Refused: it caps them, which is not linear.
     """
     if getattr(config, "final_logit_softcapping", None):
-        raise Refused("this model caps its logits, which single rows of its head do not say; choose head='linear'")
+        raise Refused(
+            "this model caps its logits, which single rows of its head do not say; choose head='linear' without"
+            " language_weight"
+        )
     return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
 
 
@@ -361,6 +364,29 @@ def with_language_adapter(base: Path, folder: Path, device: str, dtype: str) -> 
     _check_whole(base, {name for name in _lost(report) if not name.startswith("lm_head")})
     wrapped = with_adapter(model, folder)
     return wrapped, getattr(wrapped.base_model.model, model.base_model_prefix)
+
+
+def around_language(base: Path, folder: Path, head: Head, device: str, dtype: str) -> tuple[Any, Any]:
+    """The same, of an adapter that leaves the language head as it is in the base: as `head` computes it.
+
+    Raises:
+        CheckpointError: weights are missing, or the adapter is not for this model.
+        Refused: it changes the head.
+    """
+    model, own = with_language_adapter(base, folder, device, dtype)
+    states_RD = torch.randn(2, own.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(own.device)
+    out = model.get_output_embeddings()
+    with torch.no_grad():
+        found, wanted = out(states_RD.to(own.dtype)).float() * logit_scale(own.config), head(states_RD)
+    near = 2e-2 if own.dtype != torch.float32 else 1e-3
+    if by_adapter(out) or not torch.allclose(found, wanted, rtol=near, atol=1e-3):
+        raise Refused(f"the adapter in {folder} changes the language head; merge it into its base, and give the result")
+    return model, own
+
+
+def by_adapter(module: Any) -> bool:
+    """Whether PEFT has put something of its own in a module's place."""
+    return type(module).__module__.partition(".")[0] == "peft"
 
 
 def _rows_asked(folder: Path) -> int:

@@ -23,6 +23,7 @@ from karat.models._parts import (
     HEAD_FILE,
     Parts,
     apart,
+    around_language,
     bare,
     base_of_adapter,
     classifier,
@@ -170,13 +171,14 @@ def start(
     return apart(model, base, head, layout, tokenizer, spec)
 
 
-def language_head(path: str | Path, device: str) -> Head:
-    """The head of a causal language model: logits of the whole vocabulary.
+def language_head(path: str | Path, device: str) -> tuple[Head, int]:
+    """The head of a causal language model, logits of the whole vocabulary, and how many tokens its tokenizer has.
 
     Raises:
         Refused: the folder holds no language model, or one whose logits are not linear in its states.
     """
-    return logits_head(backbones.locate(path), device, "float32", slice(None))[1]
+    folder = backbones.locate(path)
+    return logits_head(folder, device, "float32", slice(None))[1], len(backbones.load_tokenizer(folder))
 
 
 def _without_head(spec: RewardSpec) -> RewardSpec:
@@ -239,8 +241,8 @@ def _load_parts(told: Reading, device: str, dtype: str) -> Parts:
         model, built = logits_head(base_folder, device, dtype, chosen)
         base, tensors = model, built.state_dict()
         spec = spec.model_copy(update={"head": _as_built(spec, built)})
-        if adapter and spec.of_tokens:  # around the whole language model, whose head it leaves alone
-            model, base = with_language_adapter(base_folder, folder, device, dtype)
+        if adapter and spec.of_tokens:
+            model, base = around_language(base_folder, folder, built, device, dtype)
     elif found is not None and not found.by_class(spec):
         tensors = found.tensors()
         if adapter:

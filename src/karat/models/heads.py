@@ -197,7 +197,7 @@ def rewards_of(spec: RewardSpec, numbers_Rk: Tensor) -> Tensor:
 
 
 ROWS = 64  # whose logits of the whole vocabulary are held at once
-LOGITS = 1 << 22  # held at once where they are learnt from
+LOGITS = 1 << 22  # held at once where they are learnt from, if so many rows have not more
 
 
 def log_probabilities(head: Head, states_RD: Tensor, ids_R: Tensor) -> Tensor:

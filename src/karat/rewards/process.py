@@ -28,7 +28,7 @@ class ProcessOptions(Options):
     objective: Literal["cross_entropy", "mse"] = "cross_entropy"  # of the outputs, or of the reward
     last_step_only: bool = False  # the other labels are not learnt
     class_weights: tuple[float, ...] = Field(default=())  # of the outputs: how much a label of each counts
-    language_weight: float = Field(default=0.0, ge=0)  # of the loss of the next tokens of right steps, learnt beside
+    language_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # of the next tokens of right steps
 
 
 @final
@@ -65,6 +65,10 @@ class Process(Learner):
             raise BadInput(f"steps have two or three classes, but the head has {outputs} outputs; use 1, 2 or 3")
         if self.options.objective == "mse" and outputs == len(_CLASSES):
             raise BadInput("objective=mse regresses one probability, and three outputs are classes; use 1 or 2 outputs")
+        if self.language_weight and self.options.last_step_only:
+            raise BadInput("last_step_only hides which steps are right; leave it out, or language_weight")
+        if self.language_weight and spec.render.step_join == "turns":
+            raise BadInput("with step_join='turns' steps are the user's words; leave language_weight out")
         if (weights := self.options.class_weights) and len(weights) != max(2, outputs):
             raise BadInput(f"class_weights has {len(weights)} numbers for {max(2, outputs)} classes; give one for each")
         return type(self)(self.options, spec)
@@ -106,8 +110,16 @@ class Process(Learner):
         return replace(item, labels=tuple((*[None] * (len(own) - 1), own[-1]) if own else own for own in item.labels))
 
     def said_well(self, item: Stepped) -> tuple[int, ...]:
-        """Those up to the last right one before a wrong one."""
-        return tuple(_right_steps(labels) for labels in item.labels)
+        """Those up to the last right one before a wrong one; a label is that of its step in every branch."""
+        least = 0.0 if self._outputs == len(_CLASSES) or self._goes_below_0 else 0.5
+        told = {
+            branch.steps[:number]: label
+            for branch, labels in zip(item.branches, item.labels, strict=True)
+            for number, label in enumerate(labels, 1)
+            if label is not None
+        }
+        every = ([told.get(b.steps[: i + 1]) for i in range(len(b.steps))] for b in item.branches)
+        return tuple(_right_steps(labels, least) for labels in every)
 
     def size(self, item: Stepped) -> float:
         """Its labelled steps."""
@@ -160,10 +172,10 @@ class Process(Learner):
         return float(a.value > b.value) + 0.5 * (a.value == b.value)
 
 
-def _right_steps(labels: Sequence[float | None]) -> int:
+def _right_steps(labels: Sequence[float | None], least: float) -> int:
     found = 0
     for number, label in enumerate(labels, 1):
-        if label is not None and label < 0.5:
+        if label is not None and label < least:
             break
         found = found if label is None else number
     return found

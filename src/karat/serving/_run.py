@@ -27,7 +27,7 @@ from karat.types import Refused
 
 MOST_HEAD = 64 << 10  # bytes of a request's first line and headers
 SLOW_HEAD = 20.0  # seconds that they may take to arrive
-KEPT = 75  # seconds that an idle connection stays open: longer than clients keep theirs, or some would ask as it closes
+KEPT = 120  # seconds that an idle connection stays open, or some would ask as it closes: Go keeps them for 90
 LAST_WORDS = 1.0  # seconds that those who wait may take to hear that the server ends at once
 SWITCH = 0.0005  # seconds after which a thread of Python makes room for another: the engine's leaves gaps that small
 

@@ -25,8 +25,10 @@ _READ = "language"  # tokens whose next one is learnt
 class LanguageModule(RewardModule):
     """The numbers of the reward head, and the log-probabilities of tokens by a language head."""
 
-    def __init__(self, forward: TrainingForward, head: Head, language: Head) -> None:
+    def __init__(self, forward: TrainingForward, head: Head, language: Head, known: int) -> None:
+        """`known` tokens are the tokenizer's of old: rows of the language head behind them mean nothing."""
         super().__init__(forward, head)
+        self.known = known
         self._language = (language.requires_grad_(False),)  # no part of what is trained and saved
 
     def collate(self, sequences: list[types.Sequence]) -> dict[str, Any]:
@@ -45,19 +47,13 @@ class LanguageModule(RewardModule):
         language = self._language[0].to(states_RD.device)
         return self.head(states_RD[own_R]), log_probabilities(language, states_RD[~own_R], next_ids_T)
 
-    @property
-    def vocabulary(self) -> int:
-        """Tokens that the language head knows; one that was added is none of them."""
-        assert self._language[0].out is not None
-        return len(self._language[0].out.weight)
-
 
 class LanguageCollator(Collator):
     """Rows whose right steps are read as language, too."""
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
         """One batch; `row_T` says which row each token is of."""
-        told = [_spoken(row, self.kind, self.forward.vocabulary) for row in rows]
+        told = [_spoken(row, self.kind, self.forward.known) for row in rows]
         counts = torch.tensor([sum(len(_places(s, _READ)) for s in row.sequences) for row in told])
         return {**super().__call__(told), "row_T": torch.arange(len(told)).repeat_interleave(counts)}
 
@@ -80,17 +76,25 @@ def _places(sequence: types.Sequence, name: str) -> Sequence[int]:
     return read
 
 
-def _spoken(row: Row, kind: Kind, vocabulary: int) -> Row:
-    """With a read of the tokens before each one of the steps that are worth saying."""
-    ends = kind.said_well(row.item)
-    found = zip(row.sequences, row.starts, ends, strict=True)
-    return replace(row, sequences=tuple(_read(s, start, end, vocabulary) for s, start, end in found))
+def _spoken(row: Row, kind: Kind, known: int) -> Row:
+    """With a read of the tokens before each one of the steps worth saying; what branches share is said once."""
+    found, said = [], list[tuple[int, ...]]()
+    for sequence, start, steps in zip(row.sequences, row.starts, kind.said_well(row.item), strict=True):
+        end = _end(sequence, steps)
+        begin = max([start, 1, *(_shared(sequence.ids, ids) for ids in said)])  # nothing foretells the first token
+        places = tuple(at - 1 for at in range(begin, end) if sequence.ids[at] < known)
+        found.append(replace(sequence, reads={**sequence.reads, _READ: places}) if places else sequence)
+        said.append(sequence.ids[:end])
+    return replace(row, sequences=tuple(found))
 
 
-def _read(sequence: types.Sequence, start: int, steps: int, vocabulary: int) -> types.Sequence:
-    """As far as the mark of the last such step; nothing foretells the first token of all."""
+def _end(sequence: types.Sequence, steps: int) -> int:
+    """The place behind the mark of the last such step."""
     marks = next(iter(sequence.reads.values()))
     assert isinstance(marks, tuple)
-    last = marks[steps - 1] if steps else 0
-    places = tuple(at for at in range(max(start - 1, 0), last) if sequence.ids[at + 1] < vocabulary)
-    return replace(sequence, reads={**sequence.reads, _READ: places}) if places else sequence
+    return marks[steps - 1] + 1 if steps else 0
+
+
+def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many first tokens two sequences have in common."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -56,6 +56,8 @@ def check(config: TrainConfig, made: Kind, settings: Mapping[str, Any]) -> None:
         raise BadInput(f"{config.kind} is trained with method={made.methods[0]}, not {config.method}; leave method out")
     if config.features and config.method != "frozen":
         raise BadInput("features are kept of a frozen backbone, and this run changes it; use method=frozen")
+    if made.language_weight and config.method == "frozen":
+        raise BadInput("language_weight trains the backbone; leave it out, or use method=full or lora")
     if (size := settings["per_device_train_batch_size"]) < made.least:
         raise BadInput(
             f"{config.kind} correlates rewards within a batch, and {size} rows are too few; give each process"

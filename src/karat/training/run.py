@@ -124,7 +124,7 @@ def _run(config: TrainConfig, state: PartialState) -> Trained:
         raise BadInput(f"{config.kind} computes its reference for all rows beforehand; leave stream out")
     fitted = _Run(config, made, parts, rows, held_out, work)
     if made.language_weight:
-        fitted.speak(checkpoint.language_head(model, str(fitted.parts.backbone.device)))
+        fitted.speak(*checkpoint.language_head(model, str(fitted.parts.backbone.device)))
     if config.stream:
         fitted.stream = Stream(config, partial(_taught, made=made, renderer=renderer, policy=policy))
         accounts = (fitted.stream.account, rest_account)
@@ -180,11 +180,9 @@ class _Run:
             self.module = self.forward = RatioModule(self.forward, parts.head, local, sequences)
         self.trainer, self.collator = RewardTrainer, Collator
 
-    def speak(self, language: Head) -> None:
-        """From now on the tokens of right steps are learnt as well, by this head."""
-        if self.config.method == "frozen":
-            raise BadInput("language_weight trains the backbone; leave it out, or use method=full or lora")
-        self.module = self.forward = LanguageModule(self.forward, self.parts.head, language)
+    def speak(self, language: Head, known: int) -> None:
+        """From now on the tokens of right steps are learnt as well, by this head of so many tokens."""
+        self.module = self.forward = LanguageModule(self.forward, self.parts.head, language, known)
         self.trainer, self.collator = LanguageTrainer, LanguageCollator
 
     def _solve(self) -> None:
