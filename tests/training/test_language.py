@@ -117,7 +117,7 @@ def test_an_added_mark_is_not_foretold(language):
     [("full", {"step_token": "<step>"}), ("lora", {}), ("full", {"head": "lm_logits:-,+", "output": 1})],
 )
 def test_what_comes_out_is_a_reward_model_alone(language, tmp_path, method, spec):
-    """A step mark that is added is no token of the language head, so it is not foretold."""
+    """The language head is no part of it."""
     data = kit.write(tmp_path / "rows.jsonl", ROWS)
     settings = {"kind": "process", "method": method, "spec": spec, "options": {"language_weight": 1.0}}
     kit.train(tmp_path, language, data, add_step_token="step_token" in spec, **settings)

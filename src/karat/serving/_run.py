@@ -106,7 +106,8 @@ def serve(app: Served, listening: socket.socket) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
     server = _Server(_config(app), app)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # connections are files, and 1,024 is usual unasked
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with contextlib.suppress(OSError, ValueError):  # macOS names no number as its limit, and takes only one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     for asked in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when all is answered; then it is enough
         signal.signal(asked, lambda *_: None)
     with contextlib.suppress(SystemExit):  # uvicorn's where it does not start: why is said below
