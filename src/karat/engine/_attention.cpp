@@ -10,6 +10,11 @@
 #if defined(__AVX512F__) || defined(__FMA__)
 #include <immintrin.h>
 #endif
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#define AMX 1  // matrix tiles of 16 rows by 64 bytes
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace {
 
@@ -38,7 +43,7 @@ inline void convert(float x, bf16& to) {  // to the nearest, ties to even
     to.bits = (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
-// Numbers are multiplied as Work: bf16 itself where the CPU multiplies pairs of it, else float.
+// Numbers are multiplied as Half: bf16 itself where the CPU multiplies pairs of it, else float.
 #if defined(__AVX512BF16__)
 typedef bf16 Half;
 #else
@@ -46,6 +51,51 @@ typedef float Half;
 #endif
 template <class T> constexpr int STEP = 1;  // numbers that one multiply-add takes from each operand
 template <> constexpr int STEP<bf16> = 2;
+
+#if AMX
+// The process has to ask the system for its tile registers.
+inline bool tiles_granted() {
+    constexpr int ASK_FOR_STATE = 0x1023, TILES = 18;
+    static const bool granted = syscall(SYS_arch_prctl, ASK_FOR_STATE, TILES) == 0;
+    return granted;
+}
+
+// Every tile whole: 16 rows of 64 bytes.
+struct Tiles {
+    bool on;
+    explicit Tiles(bool on) : on(on) {
+        if (!on) return;
+        struct alignas(64) { uint8_t palette = 1, start = 0, none[14] = {}; uint16_t bytes[16] = {}; uint8_t rows[16] = {}; } shape;
+        for (int i = 0; i < 8; i++) shape.bytes[i] = 64, shape.rows[i] = 16;
+        _tile_loadconfig(&shape);
+    }
+    ~Tiles() { if (on) _tile_release(); }
+};
+
+// As multiply_rows below, on 32 rows by 32 columns at a time; `rows` and `out` have room for a multiple of 32 rows.
+inline void multiply_tiles(int count, const bf16* rows, int row_stride, const bf16* lanes, int width, int depth, float* out, int out_stride, bool add) {
+    for (int r = 0; r < count; r += 32)
+        for (int n = 0; n < width; n += 32) {
+            float* to = out + r * out_stride + n;
+            const int stride = 4 * out_stride;
+            if (add) {
+                _tile_loadd(0, to, stride); _tile_loadd(1, to + 16, stride);
+                _tile_loadd(2, to + 16 * out_stride, stride); _tile_loadd(3, to + 16 * out_stride + 16, stride);
+            } else {
+                _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+            }
+            for (int d = 0; d < depth; d += 32) {
+                const bf16 *a = rows + r * row_stride + d, *b = lanes + (int64_t)d * width + n * 2;
+                _tile_loadd(4, a, 2 * row_stride); _tile_loadd(5, a + 16 * row_stride, 2 * row_stride);
+                _tile_loadd(6, b, 4 * width); _tile_loadd(7, b + 32, 4 * width);
+                _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
+                _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+            }
+            _tile_stored(0, to, stride); _tile_stored(1, to + 16, stride);
+            _tile_stored(2, to + 16 * out_stride, stride); _tile_stored(3, to + 16 * out_stride + 16, stride);
+        }
+}
+#endif
 
 // acc[lane] += sum over STEP of broadcast[s] * lanes[lane][s]
 inline vec madd(vec acc, const float* broadcast, const float* lanes) {
@@ -124,6 +174,18 @@ inline void multiply_rows(int count, const T* rows, int row_stride, const T* lan
     }
 }
 
+template <class W, bool TILED>
+inline void product(int count, const W* rows, int row_stride, const W* lanes, int width, int depth, float* out, int out_stride, bool add) {
+#if AMX
+    if constexpr (TILED) return multiply_tiles(count, rows, row_stride, lanes, width, depth, out, out_stride, add);
+#endif
+    int n = 0;
+    for (; n + COLUMNS * LANES <= width; n += COLUMNS * LANES)
+        multiply_rows<W, COLUMNS>(count, rows, row_stride, lanes + n * STEP<W>, width, depth, out + n, out_stride, add);
+    for (; n < width; n += LANES)
+        multiply_rows<W, 1>(count, rows, row_stride, lanes + n * STEP<W>, width, depth, out + n, out_stride, add);
+}
+
 }  // namespace
 
 // Shapes are in elements. Mirrored field by field in _native.py.
@@ -197,16 +259,16 @@ inline void soften(const Call& c, float* scores, W* weights, int base, int limit
     }
 }
 
-template <class T, class W>
+template <class T, class W, bool TILED>
 void attend(const Call& c, const int32_t* tile, int head) {
     const int dk = padded(c.size), dv = padded(c.value_size), group = c.heads / c.kv_heads;
-    const int rows = tile[1] * group, first = tile[0];
+    const int rows = tile[1] * group, first = tile[0], room = TILED ? (rows + 31) / 32 * 32 : rows;
     static thread_local std::vector<float> floats;
     static thread_local std::vector<W> small;
-    floats.resize(rows * (BLOCK + dv + 1) + 64);
-    small.resize(rows * (BLOCK + dk));
-    float *scores = floats.data(), *out = scores + rows * BLOCK, *top = out + rows * dv;
-    W *weights = small.data(), *q = weights + rows * BLOCK;
+    floats.resize(room * (BLOCK + dv + 1) + 64);
+    small.resize(room * (BLOCK + dk));
+    float *scores = floats.data(), *out = scores + room * BLOCK, *top = out + room * dv;
+    W *weights = small.data(), *q = weights + room * BLOCK;
     std::vector<vec> sum(rows, vec{});
     std::memset(out, 0, sizeof(float) * rows * dv);
     std::memset((void*)q, 0, sizeof(W) * rows * dk);
@@ -224,15 +286,10 @@ void attend(const Call& c, const int32_t* tile, int head) {
         if (c.window && base + BLOCK - 1 < lowest - c.window + 1) continue;
         const int64_t block = (int64_t)c.paths[tile[2] + j] * c.kv_heads + head;
         const W *k = (const W*)c.packed_k + block * BLOCK * dk, *v = (const W*)c.packed_v + block * BLOCK * dv;
-        for (int n = 0; n < BLOCK; n += COLUMNS * LANES)
-            multiply_rows<W, COLUMNS>(rows, q, dk, k + n * STEP<W>, BLOCK, dk, scores + n, BLOCK, false);
+        product<W, TILED>(rows, q, dk, k, BLOCK, dk, scores, BLOCK, false);
         for (int r = 0; r < rows; r++)
             soften<W>(c, scores + r * BLOCK, weights + r * BLOCK, base, c.limits[first + r / group], top[r], sum[r], out + r * dv, dv);
-        int d = 0;
-        for (; d + COLUMNS * LANES <= dv; d += COLUMNS * LANES)
-            multiply_rows<W, COLUMNS>(rows, weights, BLOCK, v + d * STEP<W>, dv, BLOCK, out + d, dv, true);
-        for (; d < dv; d += LANES)
-            multiply_rows<W, 1>(rows, weights, BLOCK, v + d * STEP<W>, dv, BLOCK, out + d, dv, true);
+        product<W, TILED>(rows, weights, BLOCK, v, dv, BLOCK, out, dv, true);
     }
     for (int r = 0; r < rows; r++) {
         float bottom = total(sum[r]);
@@ -248,20 +305,28 @@ void attend(const Call& c, const int32_t* tile, int head) {
     }
 }
 
-template <class T, class W>
+template <class T, class W, bool TILED = false>
 void run(const Call& c) {
 #pragma omp parallel num_threads(c.threads)
     {
+#if AMX
+        Tiles tiles(TILED);
+#endif
 #pragma omp for collapse(2) schedule(static)
         for (int block = 0; block < c.blocks; block++)
             for (int head = 0; head < c.kv_heads; head++) pack<T, W>(c, block, head);
 #pragma omp for collapse(2) schedule(dynamic, 1)
         for (int tile = 0; tile < c.count; tile++)
-            for (int head = 0; head < c.kv_heads; head++) attend<T, W>(c, c.tiles + tile * 4, head);
+            for (int head = 0; head < c.kv_heads; head++) attend<T, W, TILED>(c, c.tiles + tile * 4, head);
     }
 }
 
 }  // namespace
 
 extern "C" void karat_attention_float32(const Call* call) { run<float, float>(*call); }
-extern "C" void karat_attention_bfloat16(const Call* call) { run<bf16, Half>(*call); }
+extern "C" void karat_attention_bfloat16(const Call* call) {
+#if AMX
+    if (call->size % 32 == 0 && call->value_size % 32 == 0 && tiles_granted()) return run<bf16, bf16, true>(*call);
+#endif
+    run<bf16, Half>(*call);
+}
