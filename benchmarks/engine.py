@@ -35,8 +35,8 @@ STEPS = ("W3s",)  # for scores of steps vLLM turns its prefix cache off; elsewhe
 class Karat:
     """The engine that karat chooses for the model, from an empty cache."""
 
-    def __init__(self, model: Any, deterministic: bool = False) -> None:
-        self.model, self.engine = model, choose(model.model, deterministic)
+    def __init__(self, model: Any, **how: bool) -> None:
+        self.model, self.engine = model, choose(model.model, **how)
 
     def rest(self) -> None:
         """Forget what is cached."""
@@ -102,6 +102,8 @@ def measure(size: str, dtype: str, names: list[str], options: argparse.Namespace
     sides: dict[str, Side] = {"karat": Karat(model)}
     if options.deterministic:
         sides["karat, deterministic"] = Karat(model, deterministic=True)
+    if options.compiled:
+        sides["karat, compiled"] = Karat(model, compiled=True)
     sides |= {f"transformers, {way}": Transformers(model.model, head(model), way) for way in options.ways}
     if options.vllm and VLLM.exists():
         sides["vllm"] = Vllm(folder, dtype, caching=True)
@@ -146,6 +148,7 @@ def main() -> None:
     parser.add_argument("--part", default="report", choices=list(_workloads.PART))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--deterministic", action="store_true")
+    parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--vllm", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

@@ -87,24 +87,32 @@ def test_score_resumes_by_whether_it_is_deterministic(karat, model_folder, tmp_p
     assert code == 0 and "scored 1 of 1 rows" in out and "going on: 1 of 1 rows are scored already" in err
 
 
-@pytest.mark.parametrize("given", [True, False])
-@pytest.mark.parametrize("verb", ["score", "eval"])
-def test_deterministic_reaches_the_model(karat, model_folder, tmp_path, monkeypatch, verb, given):
+@pytest.mark.parametrize(
+    ("verb", "given"),
+    [
+        ("score", []),
+        ("score", ["--deterministic"]),
+        ("score", ["--compiled"]),
+        ("eval", []),
+        ("eval", ["--deterministic"]),
+    ],
+)
+def test_how_it_runs_reaches_the_model(karat, model_folder, tmp_path, monkeypatch, verb, given):
     from karat.rewards import _local
 
     asked = []
     whole = _local.LocalModel.__init__
 
-    def noted(self, parts, engine=None, deterministic=False):
-        asked.append(deterministic)
+    def noted(self, parts, engine=None, deterministic=False, compiled=False):
+        asked.extend(["--deterministic"] * deterministic + ["--compiled"] * compiled)
         whole(self, parts, engine, deterministic)
 
     monkeypatch.setattr(_local.LocalModel, "__init__", noted)
     rows = {"score": {"prompt": "1+1?", "response": "2"}, "eval": {"prompt": "1+1?", "chosen": "2", "rejected": "3"}}
     data = tmp_path / "d.jsonl"
     data.write_text(json.dumps(rows[verb]) + "\n")
-    code, _, err = karat(verb, model_folder, data, *["--deterministic"] * given)
-    assert code == 0 and asked == [given], err
+    code, _, err = karat(verb, model_folder, data, *given)
+    assert code == 0 and asked == given, err
 
 
 def test_an_evaluation_says_whether_it_is_deterministic(karat, model_folder, tmp_path):

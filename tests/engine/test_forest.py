@@ -317,6 +317,24 @@ def differing_bits(name, rounds):
         assert worst(loose.run([pool[i] for i in picked]), [reference[i] for i in picked]) < TOLERANCE
 
 
+def test_the_same_bits_in_bfloat16():
+    """Heads of 32, as matrix tiles take them where the CPU has some."""
+    model = architectures.build("Qwen3", head_dim=32).bfloat16()
+    engine, pool, chance = probe.choose(model, deterministic=True), sequences(count=12), random.Random(0)
+    assert isinstance(engine, ForestEngine) and engine.deterministic
+    alone = []
+    for sequence in pool:
+        engine.clear()
+        alone += engine.run([sequence])
+    for _ in range(40):
+        picked = chance.sample(range(len(pool)), chance.randrange(1, 9))
+        engine.budget = chance.choice([16, 100, 2048])
+        if chance.random() < 0.3:
+            engine.clear()
+        found = engine.run([pool[i] for i in picked])
+        assert all(torch.equal(f[n], alone[i][n]) for i, f in zip(picked, found, strict=True) for n in f)
+
+
 def test_deterministic_without_a_forest_runs_each_alone():
     engine = probe.choose(architectures.build("Mamba"), deterministic=True)
     asked = sequences(count=6)

@@ -21,7 +21,9 @@ PYTHON = Path(__file__).resolve().parents[2] / ".peers" / "vllm" / "bin" / "pyth
 PATIENCE = 600  # seconds that it may take to start
 pytestmark = [
     pytest.mark.full,
-    pytest.mark.skipif(not (PYTHON.parent.parent / "ready").exists(), reason="vLLM's environment is missing: make .peers/vllm/ready"),
+    pytest.mark.skipif(
+        not (PYTHON.parent.parent / "ready").exists(), reason="vLLM's environment is missing: make .peers/vllm/ready"
+    ),
 ]
 
 

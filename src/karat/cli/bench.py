@@ -24,6 +24,7 @@ def command(
     device: str = _options.DEVICE,
     dtype: str = _options.DTYPE,
     deterministic: bool = _options.DETERMINISTIC,
+    compiled: bool = _options.COMPILED,
     as_json: bool = _options.JSON,
 ) -> None:
     """Measure how fast a model scores here: karat, beside plain transformers on the same weights, by turns.
@@ -37,7 +38,7 @@ def command(
     options = _options.extra(context, _options.spec_fields())
     if plot is not None:
         _speed_picture.check_picture(plot)
-    found = _speed.bench(_local.load(model, device, dtype, deterministic, **options), repeats)
+    found = _speed.bench(_local.load(model, device, dtype, deterministic, compiled, **options), repeats)
     try:
         if plot is not None:
             _speed_picture.picture(found, plot)

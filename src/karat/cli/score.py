@@ -22,6 +22,7 @@ def command(
     device: str = _options.DEVICE,
     dtype: str = _options.DTYPE,
     deterministic: bool = _options.DETERMINISTIC,
+    compiled: bool = _options.COMPILED,
     engine: str = _options.ENGINE,
     ray: str = typer.Option(None, help="A Ray cluster: HOST:PORT, or local for one on this machine."),
     replicas: int = typer.Option(None, min=1, help="Of the model on the cluster; else one for each GPU, or node."),
@@ -47,14 +48,21 @@ def command(
             raise typer.BadParameter("the models of a cluster run there; give --ray or --engine")
         from karat.scaling import _shards, ray_score
 
-        opened = _shards.Open(model, device, dtype, deterministic, options)
+        opened = _shards.Open(model, device, dtype, deterministic, compiled, options)
         _report(ray_score.score_file(opened, data, file, ray, replicas), as_json)
         return
     if replicas is not None:
         raise typer.BadParameter("--replicas are of a cluster; give --ray too")
     if file is not None:
         _offline.check_output(file)
-    rm = load(model, device=device, dtype=dtype, deterministic=deterministic, engine=engine, **options)
+    how: dict[str, Any] = {
+        "device": device,
+        "dtype": dtype,
+        "deterministic": deterministic,
+        "compiled": compiled,
+        "engine": engine,
+    }
+    rm = load(model, **how, **options)
     if file is None:
         scored, unscored = False, []
         for row in _offline.score_rows(rm, data):

@@ -35,6 +35,7 @@ def command(
     device: str = _options.DEVICE,
     dtype: str = _options.DTYPE,
     deterministic: bool = _options.DETERMINISTIC,
+    compiled: bool = _options.COMPILED,
     engine: str = _options.ENGINE,
 ) -> None:
     """Serve reward models until SIGTERM or Ctrl-C; everything accepted before is answered. SIGHUP loads them anew.
@@ -59,7 +60,14 @@ def command(
     from karat.serving._run import Source, end, made, serve
 
     settings = Settings(key, hosts, max_body, timeout, literal, log_requests)
-    how = {"device": device, "dtype": dtype, "deterministic": deterministic, "engine": engine, **options}
+    how = {
+        "device": device,
+        "dtype": dtype,
+        "deterministic": deterministic,
+        "compiled": compiled,
+        "engine": engine,
+        **options,
+    }
     sources = {own: Source(path, how, generate) for own, path in zip(names, model, strict=True)}
     with listening:
         if ray is None:

@@ -3,6 +3,7 @@
 // Keys come in blocks of 64 positions, aligned to absolute positions, so that a row's additions happen in an order
 // that does not depend on what shares the call: the same bits in any company. Built on first use by _native.py.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -60,20 +61,13 @@ inline bool tiles_granted() {
     return granted;
 }
 
-// Every tile whole: 16 rows of 64 bytes.
-struct Tiles {
-    bool on;
-    explicit Tiles(bool on) : on(on) {
-        if (!on) return;
-        struct alignas(64) { uint8_t palette = 1, start = 0, none[14] = {}; uint16_t bytes[16] = {}; uint8_t rows[16] = {}; } shape;
-        for (int i = 0; i < 8; i++) shape.bytes[i] = 64, shape.rows[i] = 16;
-        _tile_loadconfig(&shape);
-    }
-    ~Tiles() { if (on) _tile_release(); }
-};
+// Eight tiles, each whole: 16 rows of 64 bytes. In memory from the start, as some compilers think that 8 bytes are read.
+struct Shape { uint8_t palette, start, none[14]; uint16_t bytes[16]; uint8_t rows[16]; };
+alignas(64) const Shape SHAPE = {1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 
 // As multiply_rows below, on 32 rows by 32 columns at a time; `rows` and `out` have room for a multiple of 32 rows.
 inline void multiply_tiles(int count, const bf16* rows, int row_stride, const bf16* lanes, int width, int depth, float* out, int out_stride, bool add) {
+    std::atomic_signal_fence(std::memory_order_seq_cst);  // compilers do not see that tiles read memory
     for (int r = 0; r < count; r += 32)
         for (int n = 0; n < width; n += 32) {
             float* to = out + r * out_stride + n;
@@ -310,7 +304,7 @@ void run(const Call& c) {
 #pragma omp parallel num_threads(c.threads)
     {
 #if AMX
-        Tiles tiles(TILED);
+        if (TILED) _tile_loadconfig(&SHAPE);
 #endif
 #pragma omp for collapse(2) schedule(static)
         for (int block = 0; block < c.blocks; block++)
@@ -318,6 +312,9 @@ void run(const Call& c) {
 #pragma omp for collapse(2) schedule(dynamic, 1)
         for (int tile = 0; tile < c.count; tile++)
             for (int head = 0; head < c.kv_heads; head++) attend<T, W, TILED>(c, c.tiles + tile * 4, head);
+#if AMX
+        if (TILED) _tile_release();
+#endif
     }
 }
 

@@ -58,18 +58,16 @@ def forwards(replaced: dict[Any, Callable[..., Any]]) -> Iterator[None]:
                 module.forward = forward
 
 
-def last_layer(backbone: nn.Module) -> Any:
-    """The last of the model's layers, or None where it has no list of them."""
-    lists = [m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m)]
-    return max(lists, key=len)[-1] if lists else None
+def layers(backbone: nn.Module) -> nn.ModuleList:
+    """The model's layers: its longest list of modules, which may be empty."""
+    return max((m for m in backbone.modules() if isinstance(m, nn.ModuleList)), key=len, default=nn.ModuleList())
 
 
-def trimmed(layer: Any, running: Running) -> Callable[..., Any]:
+def trimmed(whole: Callable[..., Any], running: Running) -> Callable[..., Any]:
     """A last layer's forward that computes its read rows only, from the keys of all rows.
 
     It runs twice: up to its keys and values for all rows, and to its end for those that are read.
     """
-    whole = layer.forward
     count, rows = len(running.batch.ids), running.batch.reads.rows
 
     def forward(*args: Any, **kwargs: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from karat import types
-from karat.engine import _patches
+from karat.engine import _compiled, _patches
 from karat.engine.attention import RUNNING, Captured, Running, Store
 from karat.engine.base import EngineError, States, check, out_of_memory
 from karat.engine.padded import PaddedEngine, PaddedForward
@@ -34,32 +34,35 @@ class ForestEngine:
         trim: bool = True,
         deterministic: bool = False,
         widen: bool = False,
+        compiled: bool = False,
     ) -> None:
         """`budget`: tokens to a forward. `cache`: tokens whose keys and values are kept across calls.
 
         `causal`: a token's state is blind to what follows. `trim`: the last layer is computed only where it is read.
         `deterministic`: the same bits whatever shares the call or was cached. `widen`: compute in float32, from a copy
-        of the weights, where the CPU is slow in their own type.
+        of the weights, where the CPU is slow in their own type. `compiled`: by torch's compiler, layer by layer.
         """
         self.backbone: Any = backbone
         self.budget, self.cache = budget, cache
         self.causal, self.trim, self.deterministic = causal, trim, deterministic
         self.computed = 0  # tokens, over all calls
-        self._widen = widen
+        self.widen, self._compiled = widen, compiled
         self._lock = threading.Lock()
         self._adopt()
 
     def _adopt(self) -> None:
         """Take the backbone's weights as they are now."""
         self.clear()
-        self._work: Any = copy.deepcopy(self.backbone).float() if self._widen else self.backbone
+        self._work: Any = copy.deepcopy(self.backbone).float() if self.widen else self.backbone
         self._offset = position_offset(self._work)
         self._configs = _patches.configs_of(self._work)
         config = self._work.config.get_text_config()
         heads = config.num_attention_heads
         self._group = heads // (getattr(config, "num_key_value_heads", None) or heads)
-        self._last = _patches.last_layer(self._work) if self.trim else None
-        self._tiled = _patches.tiled(self._work) if self.deterministic else {}
+        layers = _patches.layers(self._work)
+        self._last = layers[-1] if self.trim and len(layers) else None
+        self._forwards = _patches.tiled(self._work) if self.deterministic else {}
+        self._forwards |= _compiled.forwards(layers) if self._compiled else {}
         weights = list(self.backbone.parameters())
         self._version = self._versions()
         # Fused optimisers and `.data` change weights without counting it: some numbers of each are compared as well.
@@ -173,8 +176,10 @@ class ForestEngine:
         running.batch = batch
         RUNNING.update(dict.fromkeys(self._work.modules(), running))
         options: dict[str, Any] = {"use_cache": False} if self.causal else {}
-        last = {} if self._last is None else {self._last: _patches.trimmed(self._last, running)}
-        with _patches.attending(self._configs), _patches.forwards({**self._tiled, **last}):
+        replaced = dict(self._forwards)
+        if self._last is not None:
+            replaced[self._last] = _patches.trimmed(replaced.get(self._last, self._last.forward), running)
+        with _patches.attending(self._configs), _patches.forwards(replaced):
             try:
                 out = self._work(
                     input_ids=batch.ids[None], position_ids=batch.positions[None] + self._offset, **options

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from karat import types
 from karat.engine import _patches
-from karat.engine.base import Engine
+from karat.engine.base import Engine, States
 from karat.engine.forest import ForestEngine
 from karat.engine.packed import PackedForward
 from karat.engine.padded import PaddedEngine, PaddedForward, to_device
@@ -27,8 +27,33 @@ UNFIT = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueErr
 PROMPT, ANSWERS = 13, (5, 3, 9)
 
 
-def choose(backbone: nn.Module, deterministic: bool = False) -> Engine:
-    """The fastest engine that is right for a backbone; `deterministic` ones give the same bits in any company."""
+def choose(backbone: nn.Module, deterministic: bool = False, compiled: bool = False) -> Engine:
+    """The fastest engine that is right for a backbone; `deterministic` ones give the same bits in any company.
+
+    Raises:
+        Refused: it has to be `compiled`, and cannot be.
+    """
+    if deterministic and compiled:
+        raise types.Refused("compiled layers round by the shape of their batch; leave deterministic or compiled out")
+    engine = _chosen(backbone, deterministic)
+    return _compiled(backbone, engine) if compiled else engine
+
+
+def _compiled(backbone: nn.Module, like: Engine) -> ForestEngine:
+    """A compiled engine that gives the answers of one that is not."""
+    if not isinstance(like, ForestEngine) or not len(_patches.layers(backbone)):
+        raise types.Refused(
+            "only what runs on a CPU and shares prefixes, in one number format, is compiled; leave compiled out"
+        )
+    engine = ForestEngine(backbone, causal=like.causal, trim=like.trim, widen=like.widen, compiled=True)
+    if not agrees(engine, like):
+        raise types.Refused(
+            "torch cannot compile this model, or not rightly; a C++ compiler is needed; leave compiled out"
+        )
+    return _fresh(engine)
+
+
+def _chosen(backbone: nn.Module, deterministic: bool) -> Engine:
     # Alone in its forward, a sequence has no company that its bits could depend on.
     alone = deterministic or is_alone(backbone)
     reference = PaddedEngine(PaddedForward(backbone, budget=1) if alone else PaddedForward(backbone))
@@ -41,10 +66,15 @@ def choose(backbone: nn.Module, deterministic: bool = False) -> Engine:
     if on_cpu and len(dtypes) == 1 and dtypes <= set(TOLERANCE):
         for candidate in _candidates(backbone, reference, deterministic):
             if agrees(candidate, reference):
-                candidate.clear()
-                candidate.computed = 0
-                return candidate
+                return _fresh(candidate)
     return reference
+
+
+def _fresh(engine: ForestEngine) -> ForestEngine:
+    """As if nothing had been tried."""
+    engine.clear()
+    engine.computed = 0
+    return engine
 
 
 def choose_forward(backbone: nn.Module) -> PaddedForward | PackedForward:
@@ -131,15 +161,19 @@ def is_causal(engine: PaddedEngine) -> bool:
 
 
 def agrees(engine: ForestEngine, reference: Engine) -> bool:
-    """Whether an engine gives the reference's answers: branching, grown over two calls, and beside other branches."""
+    """Whether an engine gives the reference's answers: branching, grown over two calls, beside other branches, and few.
+
+    Where it compiles, one token and one read row are compiled for themselves, and are so before anybody waits for them.
+    """
     sequences = _drawn(engine.backbone)
     strange = _drawn(engine.backbone, seed=1)
     grown = [_read(s.ids + t.ids[:4], len(s.ids) + 3) for s, t in zip(sequences, strange, strict=True)]
+    few = [_read(sequences[0].ids, PROMPT), _read(sequences[0].ids[:1], 0)]
     try:
         with quiet(), torch.no_grad():
-            wanted = _stack(reference.run(sequences + grown))
+            wanted = _stack(reference.run(sequences + grown + few))
             engine.clear()
-            got = _stack(engine.run(sequences) + engine.run(grown))
+            got = _stack(engine.run(sequences) + engine.run(grown) + [_alone(engine, s) for s in few])
             engine.clear()
             alone = _stack(engine.run(sequences)[1:])
             engine.clear()
@@ -151,6 +185,11 @@ def agrees(engine: ForestEngine, reference: Engine) -> bool:
     close = bool(((got - wanted).abs() <= tolerance * (1 + wanted.abs().max())).all())
     apart = bool(((alone - beside).abs() <= tolerance / 10 * (1 + wanted.abs().max())).all())
     return close and apart and (not engine.deterministic or _same_bits(engine, sequences))
+
+
+def _alone(engine: ForestEngine, sequence: types.Sequence) -> States:
+    engine.clear()
+    return engine.run([sequence])[0]
 
 
 def _drawn(backbone: Any, seed: int = 0) -> list[types.Sequence]:

@@ -81,18 +81,20 @@ class RewardModule(nn.Module):
 class LocalModel:
     """A reward model on this machine; see `RewardModel` for its methods."""
 
-    def __init__(self, parts: Parts, engine: Engine | None = None, deterministic: bool = False) -> None:
+    def __init__(
+        self, parts: Parts, engine: Engine | None = None, deterministic: bool = False, compiled: bool = False
+    ) -> None:
         self.parts = parts
         self.spec = parts.spec
         self.renderer = Renderer(parts.tokenizer, parts.spec, parts.positions)
-        self.engine = engine or choose(parts.backbone, deterministic)
+        self.engine = engine or choose(parts.backbone, deterministic, compiled)
         if self.spec.head.type == "gated" and not self._is_causal():
             raise Refused(
                 "the weights of objectives are read from the prompt, which in this model sees the answer; choose a"
                 " causal language model"
             )
         self._kind = kind(self.spec.kind, dict(self.spec.options))
-        self._reference = choose(parts.reference.backbone, deterministic) if parts.reference else None
+        self._reference = choose(parts.reference.backbone, deterministic, compiled) if parts.reference else None
 
     def _is_causal(self) -> bool:
         return isinstance(self.engine, RemoteEngine) or is_causal(PaddedEngine(PaddedForward(self.parts.backbone)))
@@ -377,12 +379,18 @@ def _by_chunks(score: Callable[[Sequence[Any]], list[Result]], rows: Iterator[An
 
 
 def load(
-    path: str | Path, device: str = "auto", dtype: str = "auto", deterministic: bool = False, **options: Any
+    path: str | Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    deterministic: bool = False,
+    compiled: bool = False,
+    **options: Any,
 ) -> LocalModel:
     """A reward model from a folder or hub id; see `karat.load`."""
     if not isinstance(path, str | Path):
         raise BadInput(f"a model is the path of a folder or a hub id, but got {path!r:.80}")
-    return LocalModel(checkpoint.load(path, device, dtype, of_kind, **options), deterministic=deterministic)
+    parts = checkpoint.load(path, device, dtype, of_kind, **options)
+    return LocalModel(parts, deterministic=deterministic, compiled=compiled)
 
 
 def of_kind(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,13 @@ from karat.types import CheckpointError, Refused
 
 
 def load(
-    path: str | Path, url: str, device: str = "auto", dtype: str = "auto", deterministic: bool = False, **options: Any
+    path: str | Path,
+    url: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    deterministic: bool = False,
+    compiled: bool = False,
+    **options: Any,
 ) -> LocalModel:
     """A reward model from a folder or hub id, of which the server at `url` has the backbone; see `RemoteEngine`.
 
@@ -21,9 +27,9 @@ def load(
         Refused: the model cannot run so, or the server is none for it.
         CheckpointError: the folder's golden inputs do not score there as they did when it was saved.
     """
-    if device not in ("auto", "cpu") or deterministic:
-        what = "deterministic" if deterministic else "device"
-        raise Refused(f"the server decides what its engine runs on, and in which company; leave {what} out")
+    given = {"device": device not in ("auto", "cpu"), "deterministic": deterministic, "compiled": compiled}
+    if what := ", ".join(name for name, asked in given.items() if asked):
+        raise Refused(f"the server decides how its engine runs; leave {what} out")
     outline = checkpoint.outline(path, of_kind, **options)
     parts, saved = outline.parts, outline.saved
     golden = saved is not None and bool(saved.golden) and math.isfinite(checkpoint.golden_tolerance(parts))

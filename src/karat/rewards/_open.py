@@ -17,6 +17,7 @@ class _How(NamedTuple):
     device: str
     dtype: str
     deterministic: bool
+    compiled: bool
     engine: str | None
 
 
@@ -25,6 +26,7 @@ def open_model(
     device: str = "auto",
     dtype: str = "auto",
     deterministic: bool = False,
+    compiled: bool = False,
     engine: str | None = None,
     **options: Any,
 ) -> RewardModel:
@@ -34,7 +36,7 @@ def open_model(
     """
     if not isinstance(path, str | Path):
         raise BadInput(f"a model is the path of a folder or a hub id, but got {path!r:.80}")
-    opened = _open(path, _How(device, dtype, deterministic, engine), (), options)
+    opened = _open(path, _How(device, dtype, deterministic, compiled, engine), (), options)
     if "aggregate" in options and not opened.at_steps:
         raise Refused(f"{path} gives no rewards of steps, so there is nothing to aggregate; leave aggregate out")
     return opened
@@ -73,7 +75,7 @@ def _open(path: str | Path, how: _How, around: tuple[Path, ...], options: Mappin
 
 def _loaded(path: str | Path, folder: Path, how: _How, options: Mapping[str, Any]) -> RewardModel:
     """A model with weights of its own."""
-    here = (how.device, how.dtype, how.deterministic)
+    here = (how.device, how.dtype, how.deterministic, how.compiled)
     if how.engine is None:
         return _local.load(folder, *here, **options)
     return _on_server.load(path, how.engine, *here, **options)  # the server may call it by its hub id

@@ -18,6 +18,7 @@ class Open(NamedTuple):
     device: str = "auto"
     dtype: str = "auto"
     deterministic: bool = False
+    compiled: bool = False
     options: Mapping[str, Any] = {}
 
     def from_anywhere(self) -> "Open":
@@ -26,7 +27,7 @@ class Open(NamedTuple):
 
     def __call__(self) -> RewardModel:
         """The model."""
-        return open_model(self.model, self.device, self.dtype, self.deterministic, **self.options)
+        return open_model(self.model, self.device, self.dtype, self.deterministic, self.compiled, **self.options)
 
 
 @dataclass(frozen=True)
