@@ -17,6 +17,7 @@ def forwards(layers: nn.ModuleList) -> dict[Any, Callable[..., Any]]:
     """Their forwards for any number of tokens; what is compiled of one layer serves all that are alike."""
     # Attention knows what is under way, which a compiler would take for a constant. Not where it is defined: that would
     # import the compiler, a second that most callers need not wait.
-    AttentionInterface.register(NAME, torch.compiler.disable(forest))
-    torch.compiler.config.recompile_limit = max(torch.compiler.config.recompile_limit, LIMIT)
+    compiler: Any = torch.compiler
+    AttentionInterface.register(NAME, compiler.disable(forest))
+    compiler.config.recompile_limit = max(compiler.config.recompile_limit, LIMIT)
     return {layer: torch.compile(layer.forward, dynamic=True) for layer in layers}
