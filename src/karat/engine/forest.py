@@ -46,7 +46,7 @@ class ForestEngine:
         self.budget, self.cache = budget, cache
         self.causal, self.trim, self.deterministic = causal, trim, deterministic
         self.computed = 0  # tokens, over all calls
-        self.widen, self._compiled = widen, compiled
+        self.widen, self.compiled = widen, compiled
         self._lock = threading.Lock()
         self._adopt()
 
@@ -62,7 +62,7 @@ class ForestEngine:
         layers = _patches.layers(self._work)
         self._last = layers[-1] if self.trim and len(layers) else None
         self._forwards = _patches.tiled(self._work) if self.deterministic else {}
-        self._forwards |= _compiled.forwards(layers) if self._compiled else {}
+        self._forwards |= _compiled.forwards(layers) if self.compiled else {}
         weights = list(self.backbone.parameters())
         self._version = self._versions()
         # Fused optimisers and `.data` change weights without counting it: some numbers of each are compared as well.

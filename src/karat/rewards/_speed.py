@@ -139,7 +139,7 @@ def _machine(model: LocalModel, ground: Ground) -> dict[str, Any]:
 
 def _engine(model: LocalModel) -> str:
     if isinstance(model.engine, ForestEngine):
-        return "shared prefixes" if model.engine.causal else "packed rows"
+        return ("shared prefixes" if model.engine.causal else "packed rows") + ", compiled" * model.engine.compiled
     return "padded rows"
 
 
