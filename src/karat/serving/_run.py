@@ -167,7 +167,7 @@ class _Server(uvicorn.Server):
             host, port = sockets[0].getsockname()[:2]
             self._loop.add_signal_handler(signal.SIGHUP, self._go, self._reload_all)
             gc.collect()
-            gc.freeze()  # half a million objects of libraries, which every full collection would walk, a fifth of a second
+            gc.freeze()  # objects of libraries, half a million, which each full collection would walk for 0.2 s
             _say(f"serving at http://{f'[{host}]' if ':' in host else host}:{port}")
 
     async def on_tick(self, counter: int) -> bool:
