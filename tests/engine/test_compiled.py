@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import weakref
 
 import architectures
 import pytest
@@ -67,6 +68,17 @@ def test_weights_that_change_are_not_compiled_in():
             weight.mul_(0.9)
     assert worst(engine.run(asked), before) > 1e-3
     assert worst(engine.run(asked), [architectures.alone(model, s) for s in asked]) < 1e-5
+
+
+@pytest.mark.full
+def test_a_model_that_is_dropped_is_gone():
+    """A server that loads anew has room for two: nothing that was compiled holds the weights."""
+    model = architectures.build("Llama")
+    engine = probe.choose(model, compiled=True)
+    engine.run(sequences(count=3))
+    held = weakref.ref(next(model.parameters()))
+    del model, engine
+    assert held() is None
 
 
 @pytest.mark.full
