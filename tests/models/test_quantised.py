@@ -218,6 +218,10 @@ def test_heads_of_all_kinds_stay_whole(bitsandbytes, tmp_path, name, dtype):
     from layouts import LAYOUTS
 
     written = LAYOUTS[name].write(tmp_path / "m")
+    if dtype == "nf4" and bitsandbytes.functional.has_avx512bf16():  # its kernel there takes multiples of 64
+        with pytest.raises(Refused, match="shape"):
+            karat.load(str(tmp_path / "m"), dtype=dtype)
+        return
     whole, packed = karat.load(str(tmp_path / "m")), karat.load(str(tmp_path / "m"), dtype=dtype)
     for own, same in zip(whole.parts.head.parameters(), packed.parts.head.parameters(), strict=True):
         assert torch.equal(own, same) and same.dtype == torch.float32

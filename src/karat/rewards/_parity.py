@@ -107,8 +107,8 @@ def _line(both: Sequence[tuple[float, float]], tolerance: float) -> str:
     start = mean_y - slope * mean_x
     if slope <= 0 or any(_off(slope * x + start, y) > tolerance for x, y in both):
         return ""
-    # Five digits: what scores in float32, which differ by machine in the seventh, can tell.
     mean, deviation = -start / slope, 1 / slope
+    # Five digits: what scores in float32, which differ by machine in the seventh, can tell.
     return f"mean and deviation differ: give scale=[{mean:.5g}, {deviation:.5g}], or restore what config.json held"
 
 
