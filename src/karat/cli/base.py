@@ -3,6 +3,7 @@
 Importing a verb is light: what it calls is imported when it runs.
 """
 
+import logging
 import os
 import sys
 
@@ -51,6 +52,7 @@ def main() -> None:
     # Progress and warnings of libraries would drown karat's own words; errors still come through.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         app()()
     except KaratError as error:
