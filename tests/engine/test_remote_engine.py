@@ -238,6 +238,7 @@ def test_what_an_engine_cannot_do_is_refused_in_a_sentence(folders, server, tmp_
     for options, said in [
         ({"device": "cuda"}, "leave device out"),
         ({"deterministic": True}, "leave deterministic out"),
+        ({"compiled": True}, "leave compiled out"),
         ({"kind": "implicit"}, "need the vocabulary"),
     ]:
         with pytest.raises(Refused, match=said):
