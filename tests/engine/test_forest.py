@@ -318,7 +318,7 @@ def differing_bits(name, rounds):
 
 
 def test_the_same_bits_in_bfloat16():
-    """Heads of 32, as matrix tiles take them where the CPU has some."""
+    """Sizes of 32 and more, as matrix tiles take them where the CPU has some."""
     model = architectures.build("Qwen3", head_dim=32).bfloat16()
     engine, pool, chance = probe.choose(model, deterministic=True), sequences(count=12), random.Random(0)
     assert isinstance(engine, ForestEngine) and engine.deterministic

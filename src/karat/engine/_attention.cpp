@@ -11,11 +11,7 @@
 #if defined(__AVX512F__) || defined(__FMA__)
 #include <immintrin.h>
 #endif
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
-#define AMX 1  // matrix tiles of 16 rows by 64 bytes
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
+#include "_amx.h"
 
 namespace {
 
@@ -54,17 +50,6 @@ template <class T> constexpr int STEP = 1;  // numbers that one multiply-add tak
 template <> constexpr int STEP<bf16> = 2;
 
 #if AMX
-// The process has to ask the system for its tile registers.
-inline bool tiles_granted() {
-    constexpr int ASK_FOR_STATE = 0x1023, TILES = 18;
-    static const bool granted = syscall(SYS_arch_prctl, ASK_FOR_STATE, TILES) == 0;
-    return granted;
-}
-
-// Eight tiles, each whole: 16 rows of 64 bytes. In memory from the start, as some compilers think that 8 bytes are read.
-struct Shape { uint8_t palette, start, none[14]; uint16_t bytes[16]; uint8_t rows[16]; };
-alignas(64) const Shape SHAPE = {1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
-
 // As multiply_rows below, on 32 rows by 32 columns at a time; `rows` and `out` have room for a multiple of 32 rows.
 inline void multiply_tiles(int count, const bf16* rows, int row_stride, const bf16* lanes, int width, int depth, float* out, int out_stride, bool add) {
     std::atomic_signal_fence(std::memory_order_seq_cst);  // compilers do not see that tiles read memory

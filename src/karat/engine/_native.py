@@ -1,4 +1,4 @@
-"""The CPU attention kernel: compiled on first use where a C++ compiler is present, and kept in the user's cache.
+"""The CPU kernels: compiled on first use where a C++ compiler is present, and kept in the user's cache.
 
 Compiled here and not with the package, because only here it is known which instructions this CPU has.
 """
@@ -19,7 +19,9 @@ from torch import Tensor
 
 from karat.engine.plan import BLOCK
 
-SOURCE = Path(__file__).with_name("_attention.cpp")
+HERE = Path(__file__).parent
+SOURCES = (HERE / "_attention.cpp", HERE / "_linear.cpp")
+READ = (*SOURCES, HERE / "_amx.h")
 FLAGS = (
     *("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
     *("-std=c++17", "-fopenmp", "-fPIC"),
@@ -42,7 +44,7 @@ class Call(ctypes.Structure):
 
 @functools.cache
 def kernel() -> Any:
-    """The compiled kernel, or None where it cannot be had; KARAT_NATIVE=0 says not to."""
+    """The compiled kernels, or None where they cannot be had; KARAT_NATIVE=0 says not to."""
     if os.environ.get("KARAT_NATIVE") == "0" or platform.system() != "Linux":
         return None
     try:
@@ -58,20 +60,18 @@ def _compiled() -> Path:
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
     if compiler is None:
         raise OSError("there is no C++ compiler")
-    this = "".join(FLAGS) + compiler + _cpu() + SOURCE.read_text(encoding="utf-8")
-    name = f"attention-{hashlib.sha256(this.encode()).hexdigest()[:16]}.so"
+    this = "".join(FLAGS) + compiler + _cpu() + "".join(path.read_text(encoding="utf-8") for path in READ)
+    name = f"kernels-{hashlib.sha256(this.encode()).hexdigest()[:16]}.so"
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "karat"
     target = folder / name
     if not target.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as aside:
-            made = Path(aside, name)
             # Linked without its OpenMP: the symbols are those of the library that is loaded already.
-            parts = [compiler, *FLAGS, "-c", str(SOURCE), "-o", f"{made}.o"]
-            subprocess.run(parts, check=True, capture_output=True, timeout=120)
-            parts = [compiler, "-shared", "-o", str(made), f"{made}.o"]
-            subprocess.run(parts, check=True, capture_output=True, timeout=120)
-            made.replace(target)
+            objects = [f"{path.stem}.o" for path in SOURCES]
+            for parts in ([*FLAGS, "-c", *map(str, SOURCES)], ["-shared", "-o", name, *objects]):
+                subprocess.run([compiler, *parts], check=True, capture_output=True, timeout=120, cwd=aside)
+            Path(aside, name).replace(target)
     return target
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from karat import types
-from karat.engine import _compiled, _patches
+from karat.engine import _compiled, _patches, linear
 from karat.engine.attention import RUNNING, Captured, Running, Store
 from karat.engine.base import EngineError, States, check, out_of_memory
 from karat.engine.padded import PaddedEngine, PaddedForward
@@ -61,6 +61,7 @@ class ForestEngine:
         self._group = heads // (getattr(config, "num_key_value_heads", None) or heads)
         layers = _patches.layers(self._work)
         self._last = layers[-1] if self.trim and len(layers) else None
+        self._linears = [m for m in self._work.modules() if linear.takes(m)]
         self._forwards = _patches.tiled(self._work) if self.deterministic else {}
         self._forwards |= _compiled.forwards(layers) if self.compiled else {}
         weights = list(self.backbone.parameters())
@@ -179,7 +180,7 @@ class ForestEngine:
         replaced = dict(self._forwards)
         if self._last is not None:
             replaced[self._last] = _patches.trimmed(replaced.get(self._last, self._last.forward), running)
-        with _patches.attending(self._configs), _patches.forwards(replaced):
+        with _patches.attending(self._configs), _patches.multiplying(self._linears), _patches.forwards(replaced):
             try:
                 out = self._work(
                     input_ids=batch.ids[None], position_ids=batch.positions[None] + self._offset, **options

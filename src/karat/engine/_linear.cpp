@@ -1,0 +1,180 @@
+// Products of bfloat16 rows with a layer's weights in a CPU's matrix tiles: y = x Wᵀ + b, summed in float32.
+//
+// A number's additions go through the depth from its beginning to its end, however many rows there are: the same bits
+// in any company. Weights are read as they lie. It is x whose numbers are brought into the pairs that tiles multiply,
+// as it is mostly the smaller one; the tiles then hold yᵀ.
+#include "_amx.h"
+
+#if AMX
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <cstdlib>
+
+namespace {
+
+typedef uint16_t bf16;
+constexpr int DEPTH = 256;         // numbers of a sum in a go: 32 rows of weights of this depth stay in the L1 cache
+constexpr int64_t BYTES = 1 << 20; // of x in a go: they stay in the L2 cache
+constexpr int64_t LARGE = 1 << 21; // bytes of y that no cache would keep: they are written past it
+constexpr int FEW = 96;            // rows from which on each thread takes rows of its own, and not weights
+
+// Room of a thread that is kept between calls.
+struct Room {
+    std::unique_ptr<void, decltype(&std::free)> held{nullptr, std::free};
+    size_t size = 0;
+    template <class T> T* of(size_t count) {
+        if (count * sizeof(T) > size) {
+            size = (count * sizeof(T) + 63) / 64 * 64;
+            held.reset(std::aligned_alloc(64, size));
+        }
+        return (T*)held.get();
+    }
+};
+
+// 16 by 16 words of 4 bytes.
+inline void transpose(__m512i* r) {
+    __m512i t[16];
+    for (int i = 0; i < 8; i++) {
+        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 2; j++) {
+            r[4 * i + 2 * j] = _mm512_unpacklo_epi64(t[4 * i + j], t[4 * i + 2 + j]);
+            r[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(t[4 * i + j], t[4 * i + 2 + j]);
+        }
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 2; j++) {
+            t[8 * j + i] = _mm512_shuffle_i32x4(r[8 * j + i], r[8 * j + 4 + i], 0x88);
+            t[8 * j + 4 + i] = _mm512_shuffle_i32x4(r[8 * j + i], r[8 * j + 4 + i], 0xdd);
+        }
+    for (int i = 0; i < 8; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    }
+}
+
+// Up to 16 rows of x → [depth / 32][16 pairs][16 rows][2], zeros for rows that are not there.
+inline void pack(const bf16* x, int64_t stride, int rows, int depth, bf16* to) {
+    for (int d = 0; d < depth; d += 32, to += 512) {
+        __m512i r[16];
+        for (int i = 0; i < 16; i++) r[i] = i < rows ? _mm512_loadu_si512(x + i * stride + d) : _mm512_setzero_si512();
+        transpose(r);
+        for (int i = 0; i < 16; i++) _mm512_store_si512(to + i * 32, r[i]);
+    }
+}
+
+// 32 columns of up to 16 rows of y, at whole lines of the cache, from sums [32 columns][16 rows].
+inline void keep(const float* sums, const bf16* bias, bf16* y, int64_t stride, int rows, bool large) {
+    const __m512i in_turn = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
+                                             23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    __m512i r[16];
+    for (int i = 0; i < 16; i++) {
+        __m512 even = _mm512_load_ps(sums + 32 * i), odd = _mm512_load_ps(sums + 32 * i + 16);
+        if (bias) {
+            even = _mm512_add_ps(even, (__m512)_mm512_set1_epi32(bias[2 * i] << 16));
+            odd = _mm512_add_ps(odd, (__m512)_mm512_set1_epi32(bias[2 * i + 1] << 16));
+        }
+        r[i] = _mm512_permutexvar_epi16(in_turn, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
+    }
+    transpose(r);
+    if (large)
+        for (int i = 0; i < rows; i++) _mm512_stream_si512((__m512i*)(y + i * stride), r[i]);
+    else
+        for (int i = 0; i < rows; i++) _mm512_store_si512(y + i * stride, r[i]);
+}
+
+}  // namespace
+
+// Mirrored field by field in linear.py. Shapes and strides are in numbers; depth and width are multiples of 32.
+struct Product {
+    const bf16 *x, *weight, *bias;  // [rows, depth], [width, depth], [width] or null
+    bf16* y;                        // [rows, width]
+    int64_t rows, stride;           // of x
+    int32_t depth, width, threads;
+};
+
+namespace {
+
+// Rows of x, packed → 32 columns of y from `column` on; sums has room for 32 times as many floats as rows.
+void columns(const Product& p, const bf16* packed, int64_t first, int rows, int column, float* sums) {
+    const bool large = 2 * p.rows * p.width > LARGE;
+    const bf16* bias = p.bias ? p.bias + column : nullptr;
+    for (int from = 0; from < p.depth; from += DEPTH) {
+        const int to = std::min(p.depth, from + DEPTH);
+        const bf16 *low = p.weight + (int64_t)column * p.depth, *high = low + 16 * (int64_t)p.depth;
+        const bf16* next = to < p.depth ? low + to : low + 32 * (int64_t)p.depth;  // weights wanted soon
+        for (int row = 0; row < rows; row += 32) {
+            const bf16 *left = packed + (int64_t)row * p.depth, *right = left + 16 * (int64_t)p.depth;
+            float* s = sums + row * 32;
+            for (int i = row / 8; i < std::min(32, row / 8 + 4); i++)
+                for (int d = 0; d < DEPTH; d += 32) _mm_prefetch(next + i * (int64_t)p.depth + d, _MM_HINT_T1);
+            std::atomic_signal_fence(std::memory_order_seq_cst);  // compilers do not see that tiles read memory
+            if (from) {
+                _tile_loadd(0, s, 64); _tile_loadd(1, s + 256, 64);
+                _tile_loadd(2, s + 512, 64); _tile_loadd(3, s + 768, 64);
+            } else {
+                _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+            }
+            for (int d = from; d < to; d += 32) {
+                _tile_loadd(4, low + d, 2 * p.depth);
+                _tile_loadd(6, left + 16 * d, 64); _tile_loadd(7, right + 16 * d, 64);
+                _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(2, 4, 7);
+                _tile_loadd(5, high + d, 2 * p.depth);
+                _tile_dpbf16ps(1, 5, 6); _tile_dpbf16ps(3, 5, 7);
+            }
+            _tile_stored(0, s, 64); _tile_stored(1, s + 256, 64);
+            _tile_stored(2, s + 512, 64); _tile_stored(3, s + 768, 64);
+            std::atomic_signal_fence(std::memory_order_seq_cst);
+            if (to < p.depth) continue;
+            bf16* y = p.y + (first + row) * p.width + column;
+            keep(s, bias, y, p.width, std::min(16, rows - row), large);
+            if (rows - row > 16) keep(s + 512, bias, y + 16 * (int64_t)p.width, p.width, std::min(16, rows - row - 16), large);
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" int karat_has_tiles() { return tiles_granted(); }
+
+extern "C" void karat_linear(const Product* product) {
+    static thread_local Room shared;
+    const Product& p = *product;
+    const int64_t most = std::max<int64_t>(FEW, BYTES / (2 * p.depth) / 32 * 32);
+    const bool few = p.rows < FEW;
+    int64_t parts = (p.rows + most - 1) / most;
+    if (!few) parts = (parts + p.threads - 1) / p.threads * p.threads;
+    const int64_t size = ((p.rows + parts - 1) / parts + 31) / 32 * 32;
+    parts = (p.rows + size - 1) / size;
+    bf16* together = few ? shared.of<bf16>(size * p.depth) : nullptr;
+#pragma omp parallel num_threads(p.threads)
+    {
+        static thread_local Room own, partial;
+        _tile_loadconfig(&SHAPE);
+        float* sums = partial.of<float>(size * 32);
+        if (few) {
+#pragma omp for schedule(static)
+            for (int b = 0; b < size / 16; b++)
+                pack(p.x + b * 16 * p.stride, p.stride, (int)p.rows - b * 16, p.depth, together + (int64_t)b * 16 * p.depth);
+#pragma omp for schedule(dynamic, 1)
+            for (int column = 0; column < p.width; column += 32) columns(p, together, 0, (int)p.rows, column, sums);
+        } else {
+            bf16* packed = own.of<bf16>(size * p.depth);
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t part = 0; part < parts; part++) {
+                const int64_t first = part * size;
+                const int rows = (int)std::min(size, p.rows - first);
+                for (int b = 0; b < (rows + 31) / 32 * 2; b++)
+                    pack(p.x + (first + b * 16) * p.stride, p.stride, rows - b * 16, p.depth, packed + (int64_t)b * 16 * p.depth);
+                for (int column = 0; column < p.width; column += 32) columns(p, packed, first, rows, column, sums);
+            }
+        }
+        _tile_release();
+        _mm_sfence();
+    }
+}
+#else
+extern "C" int karat_has_tiles() { return 0; }
+#endif

@@ -1,0 +1,115 @@
+"""Linear layers in the CPU's matrix tiles, against float64, and any company of a row."""
+
+import architectures
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from karat import types
+from karat.engine import linear, probe
+from karat.engine.linear import TiledLinear
+
+LAYER = torch.nn.Linear(32, 32).bfloat16()
+pytestmark = pytest.mark.skipif(not linear.takes(LAYER), reason="this CPU has no matrix tiles")
+
+
+def layer_of(depth, width, bias=True):
+    torch.manual_seed(depth + width)
+    return torch.nn.Linear(depth, width, bias=bias).bfloat16()
+
+
+def tiled(layer, x):
+    return torch.ops.karat.linear(x, layer.weight, layer.bias)
+
+
+@pytest.mark.parametrize("rows", [1, 17, 95, 96, 700, 5000])
+@pytest.mark.parametrize("shape", [(32, 32), (288, 96), (1024, 64), (2560, 768)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_products_are_rounded_once(rows, shape, bias):
+    layer, x = layer_of(*shape, bias), torch.randn(rows, shape[0]).bfloat16()
+    terms = x.double().abs() @ layer.weight.double().abs().T
+    wanted = x.double() @ layer.weight.double().T + (layer.bias.double() if bias else 0)
+    # Half of the last of bfloat16's 8 bits, and what float32 loses of a sum.
+    assert ((tiled(layer, x).double() - wanted).abs() <= wanted.abs() * 2**-8 + terms * 2**-20).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_a_row_has_the_same_bits_among_any_others(data):
+    depth, width = (32 * data.draw(st.integers(1, 30)) for _ in range(2))
+    layer, x = layer_of(depth, width), torch.randn(400, depth).bfloat16()
+    first = data.draw(st.integers(0, 399))
+    stop = data.draw(st.integers(first + 1, 400))
+    assert torch.equal(tiled(layer, x[first:stop]), tiled(layer, x)[first:stop])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_the_number_of_threads_changes_nothing(threads):
+    layer, before = layer_of(288, 96), torch.get_num_threads()
+    cases = [torch.randn(rows, 288).bfloat16() for rows in (1, 33, 95, 97, 300)]
+    wanted = [tiled(layer, x) for x in cases]
+    try:
+        torch.set_num_threads(threads)
+        assert all(torch.equal(tiled(layer, x), w) for x, w in zip(cases, wanted, strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_rows_that_lie_apart():
+    layer, wide = layer_of(64, 32), torch.randn(50, 3, 64 * 2).bfloat16()
+    for x in (wide[:, 1, :64], wide[:, :, 64:], wide[..., ::2], wide.transpose(0, 1)[..., :64], wide[:0, 0, :64]):
+        assert torch.equal(tiled(layer, x), tiled(layer, x.contiguous()))
+        assert tiled(layer, x).shape == (*x.shape[:-1], 32)
+
+
+def test_what_the_kernel_takes():
+    assert linear.takes(layer_of(64, 32))
+    assert not linear.takes(torch.nn.Linear(64, 32))
+    assert not any(linear.takes(layer_of(*shape)) for shape in ((64, 33), (48, 32)))
+    transposed = layer_of(32, 32)
+    transposed.weight = torch.nn.Parameter(torch.randn(32, 32).bfloat16().T)
+    assert not linear.takes(transposed)
+    assert not linear.takes(TiledLinear(32, 32).bfloat16())
+
+
+def test_its_own_product_where_tiles_cannot():
+    layer, x = TiledLinear(32, 32).bfloat16(), torch.randn(3, 32)
+    layer(x.bfloat16()).sum().backward()
+    assert layer.weight.grad is not None  # gradients are torch's
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+
+
+def test_torch_takes_it_for_one_of_its_operators():
+    layer = layer_of(64, 32)
+    checks = ("test_schema", "test_faketensor")
+    found = torch.library.opcheck(
+        torch.ops.karat.linear.default, (torch.randn(2, 5, 64).bfloat16(), layer.weight, None), test_utils=checks
+    )
+    assert set(found.values()) == {"SUCCESS"}
+
+
+def test_a_model_is_left_as_it_was():
+    model = architectures.build("Qwen3").bfloat16()
+    engine, seen = probe.choose(model), set()
+    assert not engine.widen
+    watched = model.layers[0].mlp.down_proj
+    watched.register_forward_pre_hook(lambda module, _: seen.add(type(module)))
+    asked = [types.Sequence((5, 6, 7), {"last": (2,)})]
+    engine.run(asked)
+    assert seen == {TiledLinear} and type(watched) is torch.nn.Linear
+
+    def breaks(module, _):
+        raise OSError("broken")
+
+    hook = model.layers[1].register_forward_pre_hook(breaks)
+    engine.clear()
+    with pytest.raises(OSError, match="broken"):
+        engine.run(asked)
+    assert type(watched) is torch.nn.Linear
+    hook.remove()
+    with torch.no_grad():
+        watched.weight.mul_(3)  # read where they lie: new weights count at once
+    wanted = architectures.alone(model, asked[0])["last"]
+    assert (engine.run(asked)[0]["last"] - wanted).abs().max() < 5e-2 * (1 + wanted.abs().max())
