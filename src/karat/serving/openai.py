@@ -15,6 +15,7 @@ from karat.serving.base import ApiError, Gives, Reply, Request, Route, Shape, St
 from karat.types import Message
 
 _MOST = f"tokens of an answer; where nothing is said {USUAL}, or as many as there is room for"
+Nothing = Annotated[float, Field(ge=0, le=0)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -53,6 +54,10 @@ class ChatBody(Strict):
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     user: str | None = Field(default=None, max_length=512)  # is not looked at
+    # What clients send whether or not they want anything by it.
+    logprobs: Literal[False] | None = Field(default=None, description="there are none")
+    presence_penalty: Nothing | None = Field(default=None, description="there is none")
+    frequency_penalty: Nothing | None = Field(default=None, description="there is none")
 
     @model_validator(mode="after")
     def _goes_on(self) -> Self:
