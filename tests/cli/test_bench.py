@@ -95,6 +95,7 @@ def test_score_resumes_by_whether_it_is_deterministic(karat, model_folder, tmp_p
         ("score", ["--compiled"]),
         ("eval", []),
         ("eval", ["--deterministic"]),
+        ("eval", ["--compiled"]),
     ],
 )
 def test_how_it_runs_reaches_the_model(karat, model_folder, tmp_path, monkeypatch, verb, given):

@@ -25,6 +25,7 @@ def command(
     device: str = _options.DEVICE,
     dtype: str = _options.DTYPE,
     deterministic: bool = _options.DETERMINISTIC,
+    compiled: bool = _options.COMPILED,
     engine: str = _options.ENGINE,
     as_json: bool = _options.JSON,
 ) -> None:
@@ -37,11 +38,12 @@ def command(
     options = {**_options.extra(context, _options.spec_fields()), **own}
     if folder is not None:
         check_output(folder)
-    rm = load(model, device=device, dtype=dtype, deterministic=deterministic, engine=engine, **options)
+    how = {"deterministic": deterministic, "compiled": compiled}
+    rm = load(model, device=device, dtype=dtype, engine=engine, **how, **options)
     results = evaluate_files(rm, data, train_data or [], format, seed, name=benchmark)
     try:
         if folder is not None:
-            settings = {"model": model, "data": data, "deterministic": deterministic, **options}
+            settings = {"model": model, "data": data, **how, **options}
             settings |= {"benchmark": benchmark} if benchmark else {}
             write_run(folder, f"{model} on {benchmark or ', '.join(data)}", results, settings)
     finally:  # neither a full disk nor a reader that has gone takes the figures along
