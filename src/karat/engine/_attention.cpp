@@ -2,17 +2,14 @@
 //
 // Keys come in blocks of 64 positions, aligned to absolute positions, so that a row's additions happen in an order
 // that does not depend on what shares the call: the same bits in any company. Built on first use by _native.py.
+#include "_common.h"
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
-#if defined(__AVX512F__) || defined(__FMA__)
-#include <immintrin.h>
-#endif
-#include "_amx.h"
-
 namespace {
 
 constexpr int BLOCK = 64;  // keys in a block
@@ -171,7 +168,6 @@ inline void product(int count, const W* rows, int row_stride, const W* lanes, in
 struct Call {
     const void *q, *k, *v;
     void* out;
-    void *packed_k, *packed_v;            // scratch, [blocks, kv_heads, 64 * padded size]
     const int32_t* block_rows;            // [blocks, 64] row of k and v at each position, -1 where there is none
     const int32_t* limits;                // [queries] last position that a query row sees
     const int32_t* tiles;                 // [tiles, 4] first query row, rows, first entry of its path, entries
@@ -186,20 +182,71 @@ namespace {
 
 inline int padded(int size) { return (size + LANES - 1) / LANES * LANES; }
 
+// Where the keys and values of a block's head are packed.
+template <class W> struct Packed {
+    W *k, *v;  // [blocks, kv_heads, 64 * padded size]
+    int64_t k_size, v_size;
+    Packed(const Call& c, Room& room) : k_size(BLOCK * padded(c.size)), v_size(BLOCK * padded(c.value_size)) {
+        const int64_t count = (int64_t)c.blocks * c.kv_heads;
+        k = room.of<W>(count * (k_size + v_size));
+        v = k + count * k_size;
+    }
+};
+
+#if defined(__AVX512BW__)
+// What is packed as it is: 16 keys at a time, words of 4 bytes by words, and values by whole vectors.
+template <class T>
+void pack_words(const T* const* k_rows, const T* const* v_rows, int size, int value_size, T* k_to, T* v_to) {
+    constexpr int S = STEP<T>;
+    auto part = [](const T* row, int from, int size) {
+        const int left = size - from;
+        if (!row || left <= 0) return _mm512_setzero_si512();
+        if (left >= 16 * S) return _mm512_loadu_si512(row + from);
+        return _mm512_maskz_loadu_epi8(~0ull >> (64 - left * (int)sizeof(T)), row + from);
+    };
+    for (int d = 0; d < padded(size); d += 16 * S)
+        for (int i = 0; i < BLOCK; i += 16) {
+            __m512i r[16];
+            for (int j = 0; j < 16; j++) r[j] = part(k_rows[i + j], d, size);
+            transpose(r);
+            for (int j = 0; j < std::min(16, (padded(size) - d) / S); j++)
+                _mm512_store_si512(k_to + (d + j * S) * BLOCK + i * S, r[j]);
+        }
+    for (int i = 0; i < BLOCK; i += S)
+        for (int d = 0; d < padded(value_size); d += 16) {
+            T* to = v_to + i * padded(value_size) + d * S;
+            if constexpr (S == 1) {
+                _mm512_store_si512(to, part(v_rows[i], d, value_size));
+            } else {
+                const __m512i a = part(v_rows[i], d, value_size), b = part(v_rows[i + 1], d, value_size);
+                const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(a));
+                const __m512i high = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(b));
+                _mm512_store_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+            }
+        }
+}
+#endif
+
 template <class T, class W>
-void pack(const Call& c, int block, int head) {
+void pack(const Call& c, const Packed<W>& packed, int block, int head) {
     const int dk = padded(c.size), dv = padded(c.value_size), S = STEP<W>;
-    W* k_to = (W*)c.packed_k + ((int64_t)block * c.kv_heads + head) * BLOCK * dk;
-    W* v_to = (W*)c.packed_v + ((int64_t)block * c.kv_heads + head) * BLOCK * dv;
+    W* k_to = packed.k + ((int64_t)block * c.kv_heads + head) * packed.k_size;
+    W* v_to = packed.v + ((int64_t)block * c.kv_heads + head) * packed.v_size;
+    const T *k_rows[BLOCK], *v_rows[BLOCK];
+    for (int i = 0; i < BLOCK; i++) {
+        const int64_t row = c.block_rows[(int64_t)block * BLOCK + i];
+        k_rows[i] = row < 0 ? nullptr : (const T*)c.k + row * c.k_row + head * c.k_head;
+        v_rows[i] = row < 0 ? nullptr : (const T*)c.v + row * c.v_row + head * c.v_head;
+    }
+#if defined(__AVX512BW__)
+    if constexpr (std::is_same_v<T, W>) return pack_words<T>(k_rows, v_rows, c.size, c.value_size, k_to, v_to);
+#endif
     std::memset((void*)k_to, 0, sizeof(W) * BLOCK * dk);
     std::memset((void*)v_to, 0, sizeof(W) * BLOCK * dv);
     for (int i = 0; i < BLOCK; i++) {
-        const int64_t row = c.block_rows[(int64_t)block * BLOCK + i];
-        if (row < 0) continue;
-        const T* k = (const T*)c.k + row * c.k_row + head * c.k_head;
-        const T* v = (const T*)c.v + row * c.v_row + head * c.v_head;
-        for (int d = 0; d < c.size; d++) convert(k[d], k_to[(d / S) * BLOCK * S + i * S + d % S]);
-        for (int d = 0; d < c.value_size; d++) convert(v[d], v_to[(i / S) * dv * S + d * S + i % S]);
+        if (!k_rows[i]) continue;
+        for (int d = 0; d < c.size; d++) convert(k_rows[i][d], k_to[(d / S) * BLOCK * S + i * S + d % S]);
+        for (int d = 0; d < c.value_size; d++) convert(v_rows[i][d], v_to[(i / S) * dv * S + d * S + i % S]);
     }
 }
 
@@ -239,7 +286,7 @@ inline void soften(const Call& c, float* scores, W* weights, int base, int limit
 }
 
 template <class T, class W, bool TILED>
-void attend(const Call& c, const int32_t* tile, int head) {
+void attend(const Call& c, const Packed<W>& packed, const int32_t* tile, int head) {
     const int dk = padded(c.size), dv = padded(c.value_size), group = c.heads / c.kv_heads;
     const int rows = tile[1] * group, first = tile[0], room = TILED ? (rows + 31) / 32 * 32 : rows;
     static thread_local std::vector<float> floats;
@@ -264,7 +311,7 @@ void attend(const Call& c, const int32_t* tile, int head) {
         if (base > highest) break;
         if (c.window && base + BLOCK - 1 < lowest - c.window + 1) continue;
         const int64_t block = (int64_t)c.paths[tile[2] + j] * c.kv_heads + head;
-        const W *k = (const W*)c.packed_k + block * BLOCK * dk, *v = (const W*)c.packed_v + block * BLOCK * dv;
+        const W *k = packed.k + block * packed.k_size, *v = packed.v + block * packed.v_size;
         product<W, TILED>(rows, q, dk, k, BLOCK, dk, scores, BLOCK, false);
         for (int r = 0; r < rows; r++)
             soften<W>(c, scores + r * BLOCK, weights + r * BLOCK, base, c.limits[first + r / group], top[r], sum[r], out + r * dv, dv);
@@ -286,6 +333,8 @@ void attend(const Call& c, const int32_t* tile, int head) {
 
 template <class T, class W, bool TILED = false>
 void run(const Call& c) {
+    static thread_local Room room;
+    const Packed<W> packed(c, room);
 #pragma omp parallel num_threads(c.threads)
     {
 #if AMX
@@ -293,10 +342,10 @@ void run(const Call& c) {
 #endif
 #pragma omp for collapse(2) schedule(static)
         for (int block = 0; block < c.blocks; block++)
-            for (int head = 0; head < c.kv_heads; head++) pack<T, W>(c, block, head);
+            for (int head = 0; head < c.kv_heads; head++) pack<T, W>(c, packed, block, head);
 #pragma omp for collapse(2) schedule(dynamic, 1)
         for (int tile = 0; tile < c.count; tile++)
-            for (int head = 0; head < c.kv_heads; head++) attend<T, W, TILED>(c, c.tiles + tile * 4, head);
+            for (int head = 0; head < c.kv_heads; head++) attend<T, W, TILED>(c, packed, c.tiles + tile * 4, head);
 #if AMX
         if (TILED) _tile_release();
 #endif

@@ -3,13 +3,11 @@
 // A number's additions go through the depth from its beginning to its end, however many rows there are: the same bits
 // in any company. Weights are read as they lie. It is x whose numbers are brought into the pairs that tiles multiply,
 // as it is mostly the smaller one; the tiles then hold yᵀ.
-#include "_amx.h"
+#include "_common.h"
 
 #if AMX
 #include <algorithm>
 #include <atomic>
-#include <memory>
-#include <cstdlib>
 
 namespace {
 
@@ -18,42 +16,6 @@ constexpr int DEPTH = 256;         // numbers of a sum in a go: 32 rows of weigh
 constexpr int64_t BYTES = 1 << 20; // of x in a go: they stay in the L2 cache
 constexpr int64_t LARGE = 1 << 21; // bytes of y that no cache would keep: they are written past it
 constexpr int FEW = 96;            // rows from which on each thread takes rows of its own, and not weights
-
-// Room of a thread that is kept between calls.
-struct Room {
-    std::unique_ptr<void, decltype(&std::free)> held{nullptr, std::free};
-    size_t size = 0;
-    template <class T> T* of(size_t count) {
-        if (count * sizeof(T) > size) {
-            size = (count * sizeof(T) + 63) / 64 * 64;
-            held.reset(std::aligned_alloc(64, size));
-        }
-        return (T*)held.get();
-    }
-};
-
-// 16 by 16 words of 4 bytes.
-inline void transpose(__m512i* r) {
-    __m512i t[16];
-    for (int i = 0; i < 8; i++) {
-        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-    }
-    for (int i = 0; i < 4; i++)
-        for (int j = 0; j < 2; j++) {
-            r[4 * i + 2 * j] = _mm512_unpacklo_epi64(t[4 * i + j], t[4 * i + 2 + j]);
-            r[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(t[4 * i + j], t[4 * i + 2 + j]);
-        }
-    for (int i = 0; i < 4; i++)
-        for (int j = 0; j < 2; j++) {
-            t[8 * j + i] = _mm512_shuffle_i32x4(r[8 * j + i], r[8 * j + 4 + i], 0x88);
-            t[8 * j + 4 + i] = _mm512_shuffle_i32x4(r[8 * j + i], r[8 * j + 4 + i], 0xdd);
-        }
-    for (int i = 0; i < 8; i++) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-    }
-}
 
 // Up to 16 rows of x → [depth / 32][16 pairs][16 rows][2], zeros for rows that are not there.
 inline void pack(const bf16* x, int64_t stride, int rows, int depth, bf16* to) {

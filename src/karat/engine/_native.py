@@ -17,11 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from karat.engine.plan import BLOCK
-
 HERE = Path(__file__).parent
 SOURCES = (HERE / "_attention.cpp", HERE / "_linear.cpp")
-READ = (*SOURCES, HERE / "_amx.h")
+READ = (*SOURCES, HERE / "_common.h")
 FLAGS = (
     *("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
     *("-std=c++17", "-fopenmp", "-fPIC"),
@@ -33,7 +31,7 @@ class Call(ctypes.Structure):
     """The kernel's `Call`, field by field."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "out", "packed_k", "packed_v", "block_rows", "limits")),
+        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "out", "block_rows", "limits")),
         *((name, ctypes.c_void_p) for name in ("tiles", "paths", "sinks")),
         *((f"{t}_{axis}", ctypes.c_int64) for t in ("q", "k", "v", "out") for axis in ("row", "head")),
         *((name, ctypes.c_int32) for name in ("heads", "kv_heads", "size", "value_size", "blocks", "count", "window")),
@@ -97,8 +95,6 @@ def attention(
     `how` holds `scale`, `softcap`, `window` and `sinks`.
     """
     blocks, (kv_heads, size), value_size = len(where["block_rows"]), k_RHD.shape[1:], v_RHD.shape[-1]
-    packed_k = torch.empty(blocks * kv_heads * BLOCK * _padded(size), dtype=torch.float32)
-    packed_v = torch.empty(blocks * kv_heads * BLOCK * _padded(value_size), dtype=torch.float32)
     tensors = {"q": q_THD, "k": k_RHD, "v": v_RHD, "out": out_THD}
     strides = {f"{n}_{axis}": t.stride(i) for n, t in tensors.items() for i, axis in enumerate(("row", "head"))}
     pointers = {n: t.data_ptr() for n, t in (tensors | where).items()}
@@ -107,8 +103,6 @@ def attention(
     call = Call(
         **pointers,
         **strides,
-        packed_k=packed_k.data_ptr(),
-        packed_v=packed_v.data_ptr(),
         sinks=None if sinks is None else sinks.data_ptr(),
         heads=q_THD.shape[1],
         kv_heads=kv_heads,
@@ -122,7 +116,3 @@ def attention(
         softcap=how["softcap"] or 0.0,
     )
     getattr(kernel(), f"karat_attention_{_NAMES[q_THD.dtype]}")(ctypes.byref(call))
-
-
-def _padded(size: int) -> int:
-    return -(-size // 16) * 16
