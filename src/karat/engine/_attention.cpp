@@ -187,7 +187,7 @@ template <class W> struct Packed {
     W *k, *v;  // [blocks, kv_heads, 64 * padded size]
     int64_t k_size, v_size;
     Packed(const Call& c, Room& room) : k_size(BLOCK * padded(c.size)), v_size(BLOCK * padded(c.value_size)) {
-        const int64_t count = (int64_t)c.blocks * c.kv_heads;
+        const int64_t count = std::max<int64_t>(1, (int64_t)c.blocks * c.kv_heads);
         k = room.of<W>(count * (k_size + v_size));
         v = k + count * k_size;
     }
@@ -331,10 +331,12 @@ void attend(const Call& c, const Packed<W>& packed, const int32_t* tile, int hea
     }
 }
 
+// Whether there was memory for it.
 template <class T, class W, bool TILED = false>
-void run(const Call& c) {
+int run(const Call& c) {
     static thread_local Room room;
     const Packed<W> packed(c, room);
+    if (!packed.k) return 0;
 #pragma omp parallel num_threads(c.threads)
     {
 #if AMX
@@ -350,14 +352,15 @@ void run(const Call& c) {
         if (TILED) _tile_release();
 #endif
     }
+    return 1;
 }
 
 }  // namespace
 
-extern "C" void karat_attention_float32(const Call* call) { run<float, float>(*call); }
-extern "C" void karat_attention_bfloat16(const Call* call) {
+extern "C" int karat_attention_float32(const Call* call) { return run<float, float>(*call); }
+extern "C" int karat_attention_bfloat16(const Call* call) {
 #if AMX
     if (call->size % 32 == 0 && call->value_size % 32 == 0 && tiles_granted()) return run<bf16, bf16, true>(*call);
 #endif
-    run<bf16, Half>(*call);
+    return run<bf16, Half>(*call);
 }

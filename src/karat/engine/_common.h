@@ -12,10 +12,13 @@
 struct Room {
     std::unique_ptr<void, decltype(&std::free)> held{nullptr, std::free};
     size_t size = 0;
+    // Null where there is no memory.
     template <class T> T* of(size_t count) {
         if (count * sizeof(T) > size) {
+            held.reset();
             size = (count * sizeof(T) + 63) / 64 * 64;
             held.reset(std::aligned_alloc(64, size));
+            if (!held) size = 0;
         }
         return (T*)held.get();
     }

@@ -8,6 +8,7 @@
 #if AMX
 #include <algorithm>
 #include <atomic>
+#include <omp.h>
 
 namespace {
 
@@ -101,41 +102,46 @@ void columns(const Product& p, const bf16* packed, int64_t first, int rows, int 
 
 extern "C" int karat_has_tiles() { return tiles_granted(); }
 
-extern "C" void karat_linear(const Product* product) {
-    static thread_local Room shared;
+// Whether there was memory for it.
+extern "C" int karat_linear(const Product* product) {
+    static thread_local Room room;
     const Product& p = *product;
     const int64_t most = std::max<int64_t>(FEW, BYTES / (2 * p.depth) / 32 * 32);
     const bool few = p.rows < FEW;
     int64_t parts = (p.rows + most - 1) / most;
     if (!few) parts = (parts + p.threads - 1) / p.threads * p.threads;
-    const int64_t size = ((p.rows + parts - 1) / parts + 31) / 32 * 32;
+    const int64_t size = ((p.rows + parts - 1) / parts + 31) / 32 * 32;  // rows of a part
     parts = (p.rows + size - 1) / size;
-    bf16* together = few ? shared.of<bf16>(size * p.depth) : nullptr;
+    const int64_t packs = few ? 1 : p.threads, sums_size = 32 * size;
+    float* all_sums = room.of<float>(p.threads * sums_size + packs * size * p.depth / 2);
+    if (!all_sums) return 0;
+    bf16* all_packed = (bf16*)(all_sums + p.threads * sums_size);
 #pragma omp parallel num_threads(p.threads)
     {
-        static thread_local Room own, partial;
+        const int me = omp_get_thread_num();
+        float* sums = all_sums + me * sums_size;
+        bf16* packed = all_packed + (few ? 0 : me * size * p.depth);
+        auto pack_part = [&](int64_t block, int64_t first, int64_t rows) {
+            pack(p.x + (first + block * 16) * p.stride, p.stride, (int)(rows - block * 16), p.depth, packed + block * 16 * p.depth);
+        };
         _tile_loadconfig(&SHAPE);
-        float* sums = partial.of<float>(size * 32);
         if (few) {
 #pragma omp for schedule(static)
-            for (int b = 0; b < size / 16; b++)
-                pack(p.x + b * 16 * p.stride, p.stride, (int)p.rows - b * 16, p.depth, together + (int64_t)b * 16 * p.depth);
+            for (int64_t block = 0; block < size / 16; block++) pack_part(block, 0, p.rows);
 #pragma omp for schedule(dynamic, 1)
-            for (int column = 0; column < p.width; column += 32) columns(p, together, 0, (int)p.rows, column, sums);
+            for (int column = 0; column < p.width; column += 32) columns(p, packed, 0, (int)p.rows, column, sums);
         } else {
-            bf16* packed = own.of<bf16>(size * p.depth);
 #pragma omp for schedule(dynamic, 1)
             for (int64_t part = 0; part < parts; part++) {
-                const int64_t first = part * size;
-                const int rows = (int)std::min(size, p.rows - first);
-                for (int b = 0; b < (rows + 31) / 32 * 2; b++)
-                    pack(p.x + (first + b * 16) * p.stride, p.stride, rows - b * 16, p.depth, packed + (int64_t)b * 16 * p.depth);
-                for (int column = 0; column < p.width; column += 32) columns(p, packed, first, rows, column, sums);
+                const int64_t first = part * size, rows = std::min(size, p.rows - first);
+                for (int64_t block = 0; block < (rows + 31) / 32 * 2; block++) pack_part(block, first, rows);
+                for (int column = 0; column < p.width; column += 32) columns(p, packed, first, (int)rows, column, sums);
             }
         }
         _tile_release();
         _mm_sfence();
     }
+    return 1;
 }
 #else
 extern "C" int karat_has_tiles() { return 0; }

@@ -79,6 +79,16 @@ def _cpu() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
+def call_kernel(name: str, what: ctypes.Structure) -> None:
+    """Call one of the kernels.
+
+    Raises:
+        MemoryError: there is too little for what it keeps aside.
+    """
+    if not getattr(kernel(), name)(ctypes.byref(what)):
+        raise MemoryError(f"{name} found no memory to work in")
+
+
 def takes(q: Tensor, *others: Tensor) -> bool:
     """Whether the kernel can run on these."""
     tensors = (q, *others)
@@ -115,4 +125,4 @@ def attention(
         scale=how["scale"],
         softcap=how["softcap"] or 0.0,
     )
-    getattr(kernel(), f"karat_attention_{_NAMES[q_THD.dtype]}")(ctypes.byref(call))
+    call_kernel(f"karat_attention_{_NAMES[q_THD.dtype]}", call)

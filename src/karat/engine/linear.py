@@ -37,9 +37,9 @@ def takes(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether the kernel computes this layer."""
     if type(module) is not nn.Linear or not has_tiles():
         return False
-    weight = module.weight
-    fits = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and weight.is_contiguous()
-    return fits and not any(size % STEP for size in weight.shape)
+    held = [module.weight] if module.bias is None else [module.weight, module.bias]
+    fits = all(t.dtype == torch.bfloat16 and t.device.type == "cpu" and t.is_contiguous() for t in held)
+    return fits and not any(size % STEP for size in module.weight.shape)
 
 
 @functools.cache
@@ -52,7 +52,7 @@ def has_tiles() -> bool:
     registry: Any = torch.library
     library = registry.Library("karat", "DEF")
     library.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
-    library.impl("linear", functools.partial(_linear, kernel.karat_linear), "CPU")
+    library.impl("linear", _linear, "CPU")
     registry.register_fake("karat::linear", _shape, lib=library)
     _kept.append(library)
     return True
@@ -61,7 +61,7 @@ def has_tiles() -> bool:
 _kept: list[Any] = []  # what is registered goes when its library does
 
 
-def _linear(kernel: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     width, depth = weight.shape
     rows_RD = x.reshape(-1, depth)
     if rows_RD.stride(-1) != 1:
@@ -72,7 +72,7 @@ def _linear(kernel: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
             rows_RD.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr(),
             len(rows_RD), rows_RD.stride(0), depth, width, torch.get_num_threads(),
         )  # fmt: skip
-        kernel(ctypes.byref(product))
+        _native.call_kernel("karat_linear", product)
     return y
 
 
