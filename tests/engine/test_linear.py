@@ -1,5 +1,10 @@
 """Linear layers in the CPU's matrix tiles, against float64, and any company of a row."""
 
+import copy
+import platform
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
 import architectures
 import pytest
 import torch
@@ -7,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from karat import types
-from karat.engine import linear, probe
+from karat.engine import _native, linear, probe
 from karat.engine.linear import TiledLinear
 
-LAYER = torch.nn.Linear(32, 32).bfloat16()
-pytestmark = pytest.mark.skipif(not linear.takes(LAYER), reason="this CPU has no matrix tiles")
+tiles = pytest.mark.skipif(not linear.has_tiles(), reason="this CPU has no matrix tiles")
 
 
 def layer_of(depth, width, bias=True):
@@ -19,10 +23,28 @@ def layer_of(depth, width, bias=True):
     return torch.nn.Linear(depth, width, bias=bias).bfloat16()
 
 
+class Doubling(torch.nn.Linear):
+    """A layer that becomes another one."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Strange(torch.Tensor):
+    """Numbers that may lie anywhere."""
+
+
 def tiled(layer, x):
     return torch.ops.karat.linear(x, layer.weight, layer.bias)
 
 
+@pytest.mark.skipif(platform.system() != "Linux" or not shutil.which("c++"), reason="no C++ compiler")
+def test_the_kernels_compile():
+    """Else all that they compute would be tested on torch's operations, and nobody would know."""
+    assert _native.kernel() is not None
+
+
+@tiles
 @pytest.mark.parametrize("rows", [1, 17, 95, 96, 700, 5000])
 @pytest.mark.parametrize("shape", [(32, 32), (288, 96), (1024, 64), (2560, 768)])
 @pytest.mark.parametrize("bias", [True, False])
@@ -34,6 +56,7 @@ def test_products_are_rounded_once(rows, shape, bias):
     assert ((tiled(layer, x).double() - wanted).abs() <= wanted.abs() * 2**-8 + terms * 2**-20).all()
 
 
+@tiles
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_a_row_has_the_same_bits_among_any_others(data):
@@ -44,6 +67,15 @@ def test_a_row_has_the_same_bits_among_any_others(data):
     assert torch.equal(tiled(layer, x[first:stop]), tiled(layer, x)[first:stop])
 
 
+@tiles
+def test_the_same_bits_in_many_parts_and_past_the_cache():
+    layer, x = layer_of(1024, 640), torch.randn(3000, 1024).bfloat16()  # six parts, 3.8 MB
+    whole = tiled(layer, x)
+    for first, stop in ((0, 1), (500, 530), (511, 1200), (1000, 3000)):
+        assert torch.equal(tiled(layer, x[first:stop]), whole[first:stop])
+
+
+@tiles
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 def test_the_number_of_threads_changes_nothing(threads):
     layer, before = layer_of(288, 96), torch.get_num_threads()
@@ -56,6 +88,7 @@ def test_the_number_of_threads_changes_nothing(threads):
         torch.set_num_threads(before)
 
 
+@tiles
 def test_rows_that_lie_apart():
     layer, wide = layer_of(64, 32), torch.randn(50, 3, 64 * 2).bfloat16()
     for x in (wide[:, 1, :64], wide[:, :, 64:], wide[..., ::2], wide.transpose(0, 1)[..., :64], wide[:0, 0, :64]):
@@ -63,6 +96,7 @@ def test_rows_that_lie_apart():
         assert tiled(layer, x).shape == (*x.shape[:-1], 32)
 
 
+@tiles
 def test_what_the_kernel_takes():
     assert linear.takes(layer_of(64, 32))
     assert not linear.takes(torch.nn.Linear(64, 32))
@@ -71,16 +105,58 @@ def test_what_the_kernel_takes():
     transposed.weight = torch.nn.Parameter(torch.randn(32, 32).bfloat16().T)
     assert not linear.takes(transposed)
     assert not linear.takes(TiledLinear(32, 32).bfloat16())
+    short, strange, hooked, own = (layer_of(32, 32) for _ in range(4))
+    short.bias = torch.nn.Parameter(torch.zeros(1).bfloat16())
+    strange.weight = torch.nn.Parameter(torch.zeros(32, 32).bfloat16().as_subclass(Strange))
+    hooked.forward = hooked.forward
+    own.bias = torch.nn.Parameter(torch.zeros(32))
+    assert not any(map(linear.takes, (short, strange, hooked, own)))
 
 
+@tiles
 def test_its_own_product_where_tiles_cannot():
     layer, x = TiledLinear(32, 32).bfloat16(), torch.randn(3, 32)
     layer(x.bfloat16()).sum().backward()
     assert layer.weight.grad is not None  # gradients are torch's
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
+    with torch.no_grad():
+        assert torch.equal(layer(input=x.bfloat16()), layer(x.bfloat16()))
 
 
+@tiles
+def test_a_copy_made_meanwhile_is_a_linear_layer():
+    layer = layer_of(32, 32)
+    layer.__class__ = TiledLinear
+    found = copy.deepcopy(layer)
+    assert type(found) is torch.nn.Linear and torch.equal(found.weight, layer.weight)
+
+
+@tiles
+def test_weights_that_are_turned_in_place():
+    layer, x = layer_of(64, 64), torch.randn(5, 64).bfloat16()
+    layer.weight.data = layer.weight.data.T
+    assert torch.equal(tiled(layer, x), torch.ops.karat.linear(x, layer.weight.contiguous(), layer.bias))
+
+
+@tiles
+def test_models_that_are_loaded_at_once_are_quick_alike():
+    models = [architectures.build("Qwen3").bfloat16() for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(engine._linears for engine in pool.map(probe.choose, models))
+
+
+@tiles
+def test_layers_with_a_forward_of_their_own_keep_their_bits():
+    """As accelerate's hooks leave them."""
+    model = architectures.build("Qwen3", head_dim=32).bfloat16()
+    for layer in (m for m in model.modules() if isinstance(m, torch.nn.Linear)):
+        layer.forward = layer.forward
+    engine = probe.choose(model, deterministic=True)
+    assert not engine._linears and len(engine._forwards) == 14
+
+
+@tiles
 def test_torch_takes_it_for_one_of_its_operators():
     layer = layer_of(64, 32)
     checks = ("test_schema", "test_faketensor")
@@ -90,6 +166,7 @@ def test_torch_takes_it_for_one_of_its_operators():
     assert set(found.values()) == {"SUCCESS"}
 
 
+@tiles
 def test_a_model_is_left_as_it_was():
     model = architectures.build("Qwen3").bfloat16()
     engine, seen = probe.choose(model), set()
@@ -113,3 +190,8 @@ def test_a_model_is_left_as_it_was():
         watched.weight.mul_(3)  # read where they lie: new weights count at once
     wanted = architectures.alone(model, asked[0])["last"]
     assert (engine.run(asked)[0]["last"] - wanted).abs().max() < 5e-2 * (1 + wanted.abs().max())
+    watched.__class__ = Doubling
+    engine.clear()
+    wanted = architectures.alone(model, asked[0])["last"]
+    assert (engine.run(asked)[0]["last"] - wanted).abs().max() < 5e-2 * (1 + wanted.abs().max())
+    assert type(watched) is Doubling

@@ -352,6 +352,7 @@ int run(const Call& c) {
         if (TILED) _tile_release();
 #endif
     }
+    room.end();
     return 1;
 }
 

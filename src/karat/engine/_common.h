@@ -8,8 +8,9 @@
 #include <immintrin.h>
 #endif
 
-// Room of a thread that is kept between calls.
+// Room of a thread that is kept between calls, since new memory is slow, up to a size.
 struct Room {
+    static constexpr size_t KEPT = 32 << 20;
     std::unique_ptr<void, decltype(&std::free)> held{nullptr, std::free};
     size_t size = 0;
     // Null where there is no memory.
@@ -21,6 +22,11 @@ struct Room {
             if (!held) size = 0;
         }
         return (T*)held.get();
+    }
+    void end() {
+        if (size <= KEPT) return;
+        held.reset();
+        size = 0;
     }
 };
 

@@ -141,6 +141,7 @@ extern "C" int karat_linear(const Product* product) {
         _tile_release();
         _mm_sfence();
     }
+    room.end();
     return 1;
 }
 #else

@@ -1,7 +1,6 @@
 """Linear layers of bfloat16 in the CPU's matrix tiles: a row gets the same bits, whatever it shares a product with."""
 
 import ctypes
-import functools
 from typing import Any, TypeGuard
 
 import torch
@@ -23,47 +22,48 @@ class Product(ctypes.Structure):
 
 
 class TiledLinear(nn.Linear):
-    """A linear layer while karat runs it."""
+    """A linear layer while karat runs it; what is copied meanwhile is a linear layer."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] → [..., E] as the layer's own, rounded once, after its bias."""
-        if x.dtype != torch.bfloat16 or torch.is_grad_enabled():
-            return super().forward(x)
-        out: Tensor = torch.ops.karat.linear(x, self.weight, self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., D] → [..., E] as the layer's own, rounded once, after its bias; terms below 1e-38 may count as 0."""
+        if input.dtype != torch.bfloat16 or torch.is_grad_enabled():
+            return nn.Linear.forward(self, input)
+        out: Tensor = torch.ops.karat.linear(input, self.weight, self.bias)
         return out
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        whole: Any = super().__reduce_ex__(protocol)
+        make, _, *state = whole
+        return make, (nn.Linear,), *state
 
 
 def takes(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether the kernel computes this layer."""
-    if type(module) is not nn.Linear or not has_tiles():
+    if type(module) is not nn.Linear or "forward" in module.__dict__ or not has_tiles():
         return False
-    held = [module.weight] if module.bias is None else [module.weight, module.bias]
-    fits = all(t.dtype == torch.bfloat16 and t.device.type == "cpu" and t.is_contiguous() for t in held)
-    return fits and not any(size % STEP for size in module.weight.shape)
+    weight, bias = module.weight, module.bias
+    return (
+        _is_plain(weight)
+        and not any(size % STEP for size in weight.shape)
+        and (bias is None or (_is_plain(bias) and bias.shape == weight.shape[:1]))
+    )
 
 
-@functools.cache
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether its numbers lie in memory as the kernel reads them."""
+    known = type(tensor) in (Tensor, nn.Parameter) and tensor.dtype == torch.bfloat16
+    return known and tensor.device.type == "cpu" and tensor.is_contiguous()
+
+
 def has_tiles() -> bool:
     """Whether this CPU multiplies bfloat16 in tiles, and the kernel that does is there."""
     kernel = _native.kernel()
-    if kernel is None or not kernel.karat_has_tiles():
-        return False
-    # An operator of torch's, which its compiler does not look into.
-    registry: Any = torch.library
-    library = registry.Library("karat", "DEF")
-    library.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
-    library.impl("linear", _linear, "CPU")
-    registry.register_fake("karat::linear", _shape, lib=library)
-    _kept.append(library)
-    return True
-
-
-_kept: list[Any] = []  # what is registered goes when its library does
+    return kernel is not None and bool(kernel.karat_has_tiles())
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     width, depth = weight.shape
-    rows_RD = x.reshape(-1, depth)
+    weight, rows_RD = weight.contiguous(), x.reshape(-1, depth)
     if rows_RD.stride(-1) != 1:
         rows_RD = rows_RD.contiguous()
     y = x.new_empty((*x.shape[:-1], width))
@@ -78,3 +78,11 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _shape(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+# An operator of torch's, which its compiler does not look into.
+_registry: Any = torch.library
+_library = _registry.Library("karat", "DEF")
+_library.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+_library.impl("linear", _linear, "CPU")
+_registry.register_fake("karat::linear", _shape, lib=_library)
