@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -76,7 +77,7 @@ def threaded(model, settings=None):
 @contextlib.contextmanager
 def process(folder, *options, environment=None, patience=60):
     """`karat serve` as users start it: its URL and the process."""
-    command = [sys.executable, "-m", "karat", "serve", str(folder), "--port", "0", *options]
+    command = [sys.executable, "-X", "faulthandler", "-m", "karat", "serve", str(folder), "--port", "0", *options]
     own = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_OFFLINE": "1", **(environment or {})}
     with tempfile.TemporaryFile("a+") as log:  # a pipe that nobody reads stops the server when it is full
         started = subprocess.Popen(command, stderr=log, env=own)
@@ -99,7 +100,13 @@ def _url(log, started, patience):
         found = re.search(r"serving at (\S+)\n", log.read())
         return found
 
-    until(told, patience)
+    try:
+        until(told, patience)
+    except AssertionError:
+        started.send_signal(signal.SIGABRT)  # faulthandler says where each thread stands
+        started.wait(20)
+        log.seek(0)
+        raise AssertionError(f"the server does not serve after {patience} s:\n{log.read()[-8000:]}") from None
     return found[1]
 
 
