@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import library
 
 from karat import types
 from karat.engine import _native, linear, probe
@@ -160,7 +161,7 @@ def test_layers_with_a_forward_of_their_own_keep_their_bits():
 def test_torch_takes_it_for_one_of_its_operators():
     layer = layer_of(64, 32)
     checks = ("test_schema", "test_faketensor")
-    found = torch.library.opcheck(
+    found = library.opcheck(
         torch.ops.karat.linear.default, (torch.randn(2, 5, 64).bfloat16(), layer.weight, None), test_utils=checks
     )
     assert set(found.values()) == {"SUCCESS"}

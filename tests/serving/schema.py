@@ -5,7 +5,6 @@ other than the document says, and what breaks the schema is refused. Then broken
 """
 
 import argparse
-import contextlib
 import json
 import random
 import socket
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 
 TOOL = Path(__file__).parent.parent.parent / ".peers" / "schema" / "bin" / "schemathesis"
+PATIENCE = 20.0  # seconds
 MOST = 400  # examples of an operation in a run; with 2,000 the tool was seen to rearrange what it had for an hour
 CHECKS = (
     "not_a_server_error",
@@ -104,10 +104,11 @@ def sockets(url, count, seed=0):
         wanted = _rewards(client.post(f"{url}/v1/reward", json=asked))
         while found["requests"] < count:
             data = broken(chance.choice(whole), chance)
-            with contextlib.suppress(OSError), socket.create_connection((place.hostname, place.port), 5.0) as own:
-                own.sendall(data)
-                own.shutdown(socket.SHUT_WR)
-                reply = own.recv(4096)
+            try:
+                reply = _answer((place.hostname, place.port), data)
+            except TimeoutError:
+                found["failures"].append(f"{data!r}: neither a reply nor an end within {PATIENCE} s")
+            else:
                 if reply.startswith(b"HTTP/1.1 5"):
                     found["failures"].append(f"{data!r}: {reply[:300]!r}")
             found["requests"] += 1
@@ -116,6 +117,19 @@ def sockets(url, count, seed=0):
             ):
                 found["failures"].append("another client's scores are others")
     return found
+
+
+def _answer(place, data):
+    """The first bytes of a reply, or none where the server closes."""
+    try:
+        with socket.create_connection(place, PATIENCE) as own:
+            own.sendall(data)
+            own.shutdown(socket.SHUT_WR)
+            return own.recv(4096)
+    except TimeoutError:
+        raise
+    except OSError:  # it closes on what it does not read to the end
+        return b""
 
 
 def _rewards(reply):

@@ -4,7 +4,7 @@ import ctypes
 from typing import Any, TypeGuard
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 from karat.engine import _native
 
@@ -81,7 +81,7 @@ def _shape(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 # An operator of torch's, which its compiler does not look into.
-_registry: Any = torch.library
+_registry: Any = library
 _library = _registry.Library("karat", "DEF")
 _library.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
 _library.impl("linear", _linear, "CPU")
