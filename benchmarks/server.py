@@ -64,7 +64,7 @@ Row = dict[str, Any]
 def servers_of(model: str, folder: Path, asked: argparse.Namespace, room: Path) -> list[Server]:
     """Karat's server and those of its peers that are asked for and there."""
     wanted = {name for part in PARTS if OF[part.name] == model and part.name in asked.only for name in part.dialects}
-    found = [sides.karat(folder)]
+    found = [sides.karat(folder, *(["--compiled"] if asked.compiled else []))]
     if not asked.peers:
         return found
     if "vllm" in wanted and sides.python_of("vllm"):
@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--soak", type=float, default=0.0, help="seconds at 80 %% of capacity; 600 or 3600")
     parser.add_argument("--threads", default="1", help="of karat's server, and of this process")
+    parser.add_argument("--compiled", action="store_true", help="karat's server compiles its model first")
     parser.add_argument("--peer-threads", default="", help="of the peers; else what they take by themselves")
     parser.add_argument("--json", action="store_true", help="all rows as JSON on stdout")
     asked = parser.parse_args()

@@ -34,13 +34,14 @@ def attending(configs: list[Any]) -> Iterator[None]:
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """In evaluation mode."""
-    modes = {m: m.training for m in module.modules()}
-    module.eval()
+    training = [part for part in module.modules() if part.training]
+    if training:
+        module.eval()
     try:
         yield
     finally:
-        for part, training in modes.items():
-            part.training = training
+        for part in training:
+            part.training = True
 
 
 @contextlib.contextmanager

@@ -71,7 +71,9 @@ class ForestEngine:
         self._sampled = torch.cat([sample.float() for sample in self._samples])
 
     def _versions(self) -> list[tuple[int, int]]:
-        return [(w.data_ptr(), w._version) for w in self.backbone.parameters()]
+        # Asked before every call, and `parameters()` spells out a name for each.
+        own = (w for part in self.backbone.modules() for w in part._parameters.values())
+        return [(w.data_ptr(), w._version) for w in own if w is not None]
 
     def _has_new_weights(self) -> bool:
         if self._version != self._versions():

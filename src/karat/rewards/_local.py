@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from karat import types
+from karat.engine._native import release_threads
 from karat.engine.base import Engine, EngineError, States, TrainingForward
 from karat.engine.padded import PaddedEngine, PaddedForward
 from karat.engine.probe import choose, is_causal
@@ -390,7 +391,9 @@ def load(
     if not isinstance(path, str | Path):
         raise BadInput(f"a model is the path of a folder or a hub id, but got {path!r:.80}")
     parts = checkpoint.load(path, device, dtype, of_kind, **options)
-    return LocalModel(parts, deterministic=deterministic, compiled=compiled)
+    model = LocalModel(parts, deterministic=deterministic, compiled=compiled)
+    release_threads()  # a server's model is loaded in one thread, and computes in another
+    return model
 
 
 def of_kind(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import time
 from functools import partial
 
 from karat.engine._load import Overloaded, WorkError
+from karat.engine._native import release_threads
 from karat.models.checkpoint import GOLDEN, golden_drift, golden_inputs, golden_tolerance
 from karat.rewards._local import LocalModel, golden_values
 from karat.rewards._wrapped import Wrapped
@@ -37,9 +38,8 @@ class Canary:
         """
         model = self.pipeline.model
         if isinstance(model, LocalModel) and model.spec.golden:
-            tolerance = golden_tolerance(model.parts)
-            score = partial(golden_values, engine=model.engine)
-            if drift := await asyncio.to_thread(golden_drift, model.parts, model.spec, score, tolerance):
+            drift = await asyncio.to_thread(_drift, model)
+            if drift:
                 raise CheckpointError(f"the model is not served: {drift}")
         if self._embeds:
             self._verdict = ""
@@ -119,6 +119,15 @@ class Canary:
     def _embeds(self) -> bool:
         model = self.pipeline.model
         return isinstance(model, LocalModel) and model.spec.head.type == "hidden"
+
+
+def _drift(model: LocalModel) -> str:
+    """How its scores differ from those that it was saved with; in a thread of its own."""
+    try:
+        score = partial(golden_values, engine=model.engine)
+        return golden_drift(model.parts, model.spec, score, golden_tolerance(model.parts))
+    finally:
+        release_threads()
 
 
 def _asks(model: RewardModel) -> bool:

@@ -9,6 +9,7 @@ from copy import copy
 from typing import Any
 
 from karat import types
+from karat.engine._native import release_threads
 from karat.engine.base import Engine, States
 from karat.rewards._local import LocalModel
 
@@ -32,6 +33,8 @@ class Turns:
         mine.acquire()
 
     def __exit__(self, *_: object) -> None:
+        if self._waiting:
+            release_threads()
         with self._own:
             if self._waiting:
                 self._waiting.popleft().release()  # it stays taken, by who came next
