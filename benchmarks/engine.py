@@ -8,8 +8,11 @@ needed (distinct) beside tokens computed. `ratio` is a peer's time over karat's,
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -29,6 +32,7 @@ from karat.rewards._speed_machine import matrix_rate
 from karat.rewards._speed_workloads import Workload
 
 VLLM = Path(__file__).parent.parent / ".peers" / "vllm" / "bin" / "python"
+ASLEEP = 0.05  # seconds; OpenMP's threads wait awake for some milliseconds after a loop
 STEPS = ("W3s",)  # for scores of steps vLLM turns its prefix cache off; elsewhere it is on
 
 
@@ -63,7 +67,7 @@ def head(model: Any) -> Any:
 
 
 class Vllm:
-    """vLLM in a process of its own."""
+    """vLLM in a process of its own, which stands still while others are measured: its threads wait awake."""
 
     def __init__(self, folder: Path, dtype: str, caching: bool) -> None:
         self.process = subprocess.Popen(
@@ -84,11 +88,23 @@ class Vllm:
         return json.loads(self.process.stdout.readline() or '{"ready": null}')
 
     def rest(self) -> None:
-        """Its cache is emptied by the worker, outside of the time."""
+        """Stand still until the threads of whoever was measured sleep. Its cache is emptied by the worker."""
+        self._tell(signal.SIGSTOP)
+        time.sleep(ASLEEP)
+
+    def stop(self) -> None:
+        """End it."""
+        self._tell(signal.SIGCONT)
+        self.process.communicate()
+
+    def _tell(self, number: signal.Signals) -> None:
+        for one in memory.family(self.process.pid):
+            os.kill(one, number)
 
     def __call__(self, workload: Workload) -> Run:
         """Scores; its own clock and its own memory are those that count."""
         processes = memory.family(self.process.pid)
+        self._tell(signal.SIGCONT)
         memory.reset(processes)
         found = self._ask({"calls": [[list(s.ids) for s in call] for call in workload.calls]})
         return Run(found["scores"], None, found["seconds"], memory.peak(processes))
@@ -109,15 +125,25 @@ def measure(size: str, dtype: str, names: list[str], options: argparse.Namespace
         sides["vllm"] = Vllm(folder, dtype, caching=True)
         if any(name in STEPS for name in names):
             sides["vllm, no caching"] = Vllm(folder, dtype, caching=False)
+    try:
+        return list(_rows(size, dtype, names, sides, ground, options))
+    finally:
+        for side in sides.values():
+            if isinstance(side, Vllm):
+                side.stop()
+
+
+def _rows(
+    size: str, dtype: str, names: list[str], sides: dict[str, Side], ground: Ground, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
     workloads = _workloads.workloads(options.part)
-    rows = []
     for name in names:
         part = {n: s for n, s in sides.items() if not isinstance(s, Vllm) or s.caching == (name not in STEPS)}
         found = compare(workloads[name], part, options.repeats, ground)
         for row in found:
-            rows.append({"model": size, "dtype": dtype, **asdict(row), "ratio_95": interval(row, found[0])})
-            print(line(rows[-1]), file=sys.stderr, flush=True)
-    return rows
+            shown = {"model": size, "dtype": dtype, **asdict(row), "ratio_95": interval(row, found[0])}
+            print(line(shown), file=sys.stderr, flush=True)
+            yield shown
 
 
 def interval(own: Row, first: Row) -> tuple[float, float]:

@@ -30,7 +30,7 @@ import karat  # noqa: E402
 
 BOTH = {"karat": CLASSIFY, "vllm": CLASSIFY}
 PARTS = (
-    Part("tiny", "a model of 1M parameters, 64 callers", work.short, 1200, 64, BOTH, {"vllm": 4.0}),
+    Part("tiny", "a model of 1M parameters, 64 callers", work.short, 2400, 64, BOTH, {"vllm": 4.0}),
     Part(
         "singles",
         "model S, best of 16 as single requests, 64 callers",

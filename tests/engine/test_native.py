@@ -10,10 +10,8 @@ import torch
 
 import karat
 import toys
-from karat import types
 from karat.engine import _native
-from karat.engine._work import Work
-from karat.engine.batcher import Batcher
+from karat.serving._turns import Turns
 
 pytestmark = pytest.mark.skipif(platform.system() != "Linux", reason="counts the threads of /proc")
 X = torch.ones(512, 512)  # enough for torch to share it out
@@ -91,20 +89,15 @@ def test_loading_leaves_no_threads(tmp_path):
     in_thread(run)
 
 
-def test_a_batcher_without_work_has_no_threads():
-    seen = []
+@pytest.mark.parametrize("threads, left", [(1, 1), (2, 0)])
+def test_who_computes_by_turns_keeps_no_threads(threads, left):
+    def run():
+        before = count()
+        with turns:
+            X.mul(2)
+            assert count() == before + 1
+        assert settles(before + left)
 
-    def work(payloads):
-        with_two()
-        found = [float(X.mul(2).sum()) for _ in payloads]
-        seen.append(count())
-        return found
-
-    batcher = Batcher(work)
-    before = count()
-    done = threading.Event()
-    ticket = batcher.submit([Work.of(types.Sequence((5, 6), {"last": (1,)}))], lambda _: done.set())
-    assert done.wait(10) and ticket.results == [2.0 * X.numel()]
-    assert seen == [before + 1]
-    assert settles(before)
-    batcher.close()
+    turns = Turns()
+    turns.threads = threads
+    in_thread(run)

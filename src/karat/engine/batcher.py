@@ -18,7 +18,6 @@ import torch
 
 from karat import types
 from karat.engine._load import Load, WorkError
-from karat.engine._native import release_threads
 from karat.engine._work import Closed, Failed, Late, Ticket, Work, cost_of, filled
 from karat.engine.base import EngineError, States, out_of_memory
 from karat.types import KaratError
@@ -154,8 +153,6 @@ class Batcher(Generic[T, R]):
 
     def _work(self) -> None:
         while True:
-            if not self._queue:
-                release_threads()  # another model's thread may go on
             with self._woken:
                 while not self._queue and not self._closing:
                     self._woken.wait()

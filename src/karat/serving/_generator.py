@@ -66,6 +66,7 @@ class Generator:
         self._longest = max(map(len, parts.tokenizer.get_vocab()))  # characters of a token
         self._readers, self._reading = ThreadPoolExecutor(READERS, "karat-open"), Load(1e6)  # in characters
         self._turns, self._pages = turns, PAGES
+        turns.threads += 1
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._load = Load(10.0)  # in pages
         self._numbers = itertools.count()
@@ -262,6 +263,7 @@ class Generator:
         self._closed = True
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._manager.stop(block=True, hard_stop=True, timeout=10.0)
+        self._turns.threads -= 1
 
 
 def _pages(ids: Sequence[int], most: int) -> int:

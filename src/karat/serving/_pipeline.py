@@ -74,7 +74,9 @@ class Pipeline:
         self.on_outcomes: Callable[[list[Outcome]], None] | None = None
         self.on_stage: Callable[[str, float], None] | None = None  # what was done for a request, and its seconds
         self.recent = Recent()
-        own = in_turns(model, turns or Turns())
+        self._turns = turns or Turns()
+        self._turns.threads += 1
+        own = in_turns(model, self._turns)
         compute = partial(computed if isinstance(own, LocalModel) else results, own)
         self.batcher: Batcher[Any, Any] = Batcher(self.recent.around(compute), budget or 2048)
         self.inside = _inside(own, self.batcher) if isinstance(own, LocalModel) else own
@@ -197,6 +199,7 @@ class Pipeline:
     def close(self, timeout: float | None = None) -> None:
         """Do what was taken, and end."""
         with self._door:
+            self._turns.threads -= not self._closed
             self._closed = True
             for _ in self._threads:
                 self._inbox.put(None)

@@ -21,6 +21,7 @@ class Turns:
         self._own = threading.Lock()
         self._taken = False
         self._waiting: deque[threading.Lock] = deque()
+        self.threads = 0  # that take turns
 
     def __enter__(self) -> None:
         with self._own:
@@ -33,7 +34,7 @@ class Turns:
         mine.acquire()
 
     def __exit__(self, *_: object) -> None:
-        if self._waiting:
+        if self.threads > 1:
             release_threads()
         with self._own:
             if self._waiting:
