@@ -66,7 +66,6 @@ class Generator:
         self._longest = max(map(len, parts.tokenizer.get_vocab()))  # characters of a token
         self._readers, self._reading = ThreadPoolExecutor(READERS, "karat-open"), Load(1e6)  # in characters
         self._turns, self._pages = turns, PAGES
-        turns.threads += 1
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._load = Load(10.0)  # in pages
         self._numbers = itertools.count()
@@ -74,6 +73,7 @@ class Generator:
         self._losses, self._closed = 0, False
         self._manager = self._made()
         self._start()
+        turns.threads += 1
 
     def _made(self) -> Any:  # ContinuousBatchingManager
         self._model.register_forward_pre_hook(lambda *_: self._turns.__enter__())
@@ -260,10 +260,10 @@ class Generator:
 
     def close(self) -> None:
         """End; what is being drawn fails."""
+        self._turns.threads -= not self._closed
         self._closed = True
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._manager.stop(block=True, hard_stop=True, timeout=10.0)
-        self._turns.threads -= 1
 
 
 def _pages(ids: Sequence[int], most: int) -> int:
