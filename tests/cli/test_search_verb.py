@@ -10,7 +10,7 @@ import time
 import pytest
 
 import toys
-from karat import arithmetic
+from karat import arithmetic, load
 from karat.formats import base as formats
 
 
@@ -51,6 +51,15 @@ def test_a_local_reward_model_takes_its_options(karat, data, tmp_path, model_fol
     assert code == 1 and "already there" in err
 
 
+def test_how_the_reward_model_computes_is_chosen(karat, data, tmp_path, model_folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr("karat.load", lambda path, **how: asked.append(how) or load(path, **how))
+    base = ("search", "best_of_n", data, "--policy", "arithmetic", "--reward", model_folder, "--n", 2)
+    code, _, err = karat(*base, "--output", tmp_path / "o.jsonl", "--deterministic")
+    assert code == 0, err
+    assert asked[0]["deterministic"] is True and "compiled" not in asked[0]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -64,6 +73,9 @@ def test_a_local_reward_model_takes_its_options(karat, data, tmp_path, model_fol
         (("majority", "--batch-size", "9"), "--batch-size is for a local policy"),
         (("majority", "--reward", "rm"), "leave --reward out"),
         (("majority", "--max-length", "9"), "--max-length is for a reward model, and there is none"),
+        (("majority", "--compiled"), "--compiled is for a reward model, and there is none"),
+        (("beam", "--reward", "http://127.0.0.1:9", "--compiled"), "give --compiled to karat serve"),
+        (("beam", "--reward", "replay:rm.jsonl", "--deterministic"), "leave out deterministic"),
         (("best_of_n", "--width", "2"), "no option --width of best_of_n; it is an option of beam, dvts, mcts"),
         (("majority", "--zork", "2"), "no option --zork; --help says"),
         (("beam", "--reward", "rm", "--normalize", "softmax"), "makes weights for choose='weighted'"),

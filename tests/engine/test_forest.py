@@ -255,6 +255,21 @@ def test_what_no_forward_can_take(qwen, sequence, words):
         ForestEngine(qwen).run([Sequence((1, 2, 3), {"last": (2,)}), sequence])
 
 
+def test_what_is_forgotten_leaves_its_memory_and_what_failed_does_not(qwen, wanted, monkeypatch):
+    engine = ForestEngine(qwen)
+    engine.run(sequences())
+    store = engine.store
+    engine.clear()
+    assert worst(engine.run(sequences()), wanted) < TOLERANCE
+    assert engine.store is store
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(ForestEngine, "_forward", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        engine.clear()
+        engine.run(sequences())
+    assert engine.store.capacity == 0
+    assert worst(engine.run(sequences()), wanted) < TOLERANCE
+
+
 def test_nothing_and_one_token(qwen):
     engine, one = ForestEngine(qwen), Sequence((7,), {"last": (0,)})
     assert engine.run([]) == []

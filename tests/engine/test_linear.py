@@ -154,7 +154,7 @@ def test_layers_with_a_forward_of_their_own_keep_their_bits():
     for layer in (m for m in model.modules() if isinstance(m, torch.nn.Linear)):
         layer.forward = layer.forward
     engine = probe.choose(model, deterministic=True)
-    assert not engine._linears and len(engine._forwards) == 14
+    assert not engine._linears and sum(isinstance(m, torch.nn.Linear) for m in engine._forwards) == 14
 
 
 @tiles

@@ -39,6 +39,8 @@ def command(
     reward_parameters: float = typer.Option(None, help="Of a reward model elsewhere: for its FLOPs."),
     device: str = _options.DEVICE,
     dtype: str = _options.DTYPE,
+    deterministic: bool = _options.DETERMINISTIC,
+    compiled: bool = _options.COMPILED,
     as_json: bool = _options.JSON,
 ) -> None:
     """Find answers to problems; the same command goes on where a killed one stopped.
@@ -74,6 +76,7 @@ def command(
     extra = _options.extra(context, own | _options.spec_fields(), lambda word: base.hint(method, word))
     options = base.options(method, {name: value for name, value in extra.items() if name in own})
     spec = {name: value for name, value in extra.items() if name not in own}
+    spec |= {name: True for name, asked in (("deterministic", deterministic), ("compiled", compiled)) if asked}
     read = read_task(task, None if delimiter is None else delimiter.replace("\\n", "\n").replace("\\t", "\t"))
     given = _options.given(context)
     check_reward(method, options, reward, {*spec, *({"reward_parameters"} & given)})

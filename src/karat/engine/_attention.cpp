@@ -13,29 +13,9 @@
 namespace {
 
 constexpr int BLOCK = 64;  // keys in a block
-#if defined(__AVX512F__)
-constexpr int LANES = 16, COLUMNS = 4;  // floats in a vector, and vectors across a register tile
-#else
-constexpr int LANES = 8, COLUMNS = 2;
-#endif
+constexpr int COLUMNS = LANES == 16 ? 4 : 2;  // vectors across a register tile
 constexpr int ROWS = 6;  // rows of a register tile: ROWS * COLUMNS accumulators leave registers for the operands
 constexpr float MASKED = -1e30f;
-
-typedef float vec __attribute__((vector_size(4 * LANES)));
-typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
-struct bf16 { uint16_t bits; };
-
-inline vec load(const float* p) { vec v; std::memcpy(&v, p, sizeof v); return v; }
-inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
-inline vec splat(float x) { return vec{} + x; }
-
-inline void convert(float x, float& to) { to = x; }
-inline void convert(bf16 x, bf16& to) { to = x; }
-inline void convert(bf16 x, float& to) { uint32_t u = (uint32_t)x.bits << 16; std::memcpy(&to, &u, 4); }
-inline void convert(float x, bf16& to) {  // to the nearest, ties to even
-    uint32_t u; std::memcpy(&u, &x, 4);
-    to.bits = (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
-}
 
 // Numbers are multiplied as Half: bf16 itself where the CPU multiplies pairs of it, else float.
 #if defined(__AVX512BF16__)
@@ -88,37 +68,12 @@ inline vec madd(vec acc, const bf16* broadcast, const bf16* lanes) {
     int32_t pair; std::memcpy(&pair, broadcast, 4);
     return (vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)_mm512_loadu_si512(lanes));
 }
-inline void keep(bf16* to, vec v) {
-    __m256bh half = _mm512_cvtneps_pbh((__m512)v);
-    std::memcpy(to, &half, sizeof half);
-}
 #endif
-inline void keep(float* to, vec v) { store(to, v); }
 
 inline float largest(vec v) {
     for (int width = LANES / 2; width; width /= 2)
         for (int i = 0; i < width; i++) v[i] = std::max(v[i], v[i + width]);
     return v[0];
-}
-inline float total(vec v) {
-    for (int width = LANES / 2; width; width /= 2)
-        for (int i = 0; i < width; i++) v[i] += v[i + width];
-    return v[0];
-}
-
-// e^x for x <= 0, to about 1e-7 of its value: 2^n times the Taylor terms of what is left.
-inline vec exponential(vec x) {
-    vec t = x * 1.44269504088896341f;
-    t = t < -126.f ? splat(-126.f) : t;
-    vec rounded = (t + 12582912.f) - 12582912.f, f = t - rounded;
-    vec p = splat(1.535336188319500e-4f);
-    p = p * f + 1.339887440266574e-3f;
-    p = p * f + 9.618437357674640e-3f;
-    p = p * f + 5.550332471162809e-2f;
-    p = p * f + 2.402264791363012e-1f;
-    p = p * f + 6.931472028550421e-1f;
-    p = p * f + 1.f;
-    return (vec)((ivec)p + (__builtin_convertvector(rounded, ivec) << 23));
 }
 
 // out[R][N vectors] (+)= rows[R][depth] . lanes[depth / STEP][width][STEP]

@@ -3,10 +3,77 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #if defined(__AVX512F__) || defined(__FMA__)
 #include <immintrin.h>
 #endif
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;  // floats in a vector
+#else
+constexpr int LANES = 8;
+#endif
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+struct bf16 { uint16_t bits; };
+
+inline vec load(const float* p) { vec v; std::memcpy(&v, p, sizeof v); return v; }
+inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
+inline vec splat(float x) { return vec{} + x; }
+
+inline void convert(float x, float& to) { to = x; }
+inline void convert(bf16 x, bf16& to) { to = x; }
+inline void convert(bf16 x, float& to) { uint32_t u = (uint32_t)x.bits << 16; std::memcpy(&to, &u, 4); }
+inline void convert(float x, bf16& to) {  // to the nearest, ties to even
+    uint32_t u; std::memcpy(&u, &x, 4);
+    to.bits = (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+// As many numbers as a vector has; kept ones are rounded as above.
+inline vec load(const bf16* p) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+#else
+    vec v;
+    for (int i = 0; i < LANES; i++) {
+        float one; convert(p[i], one);
+        v[i] = one;
+    }
+    return v;
+#endif
+}
+inline void keep(float* to, vec v) { store(to, v); }
+inline void keep(bf16* to, vec v) {
+#if defined(__AVX512BF16__)
+    __m256bh half = _mm512_cvtneps_pbh((__m512)v);
+    std::memcpy(to, &half, sizeof half);
+#else
+    for (int i = 0; i < LANES; i++) convert(v[i], to[i]);
+#endif
+}
+
+inline float total(vec v) {
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) v[i] += v[i + width];
+    return v[0];
+}
+
+// e^x for x <= 0, to about 1e-7 of its value: 2^n times the Taylor terms of what is left.
+inline vec exponential(vec x) {
+    vec t = x * 1.44269504088896341f;
+    t = t < -126.f ? splat(-126.f) : t;
+    vec rounded = (t + 12582912.f) - 12582912.f, f = t - rounded;
+    vec p = splat(1.535336188319500e-4f);
+    p = p * f + 1.339887440266574e-3f;
+    p = p * f + 9.618437357674640e-3f;
+    p = p * f + 5.550332471162809e-2f;
+    p = p * f + 2.402264791363012e-1f;
+    p = p * f + 6.931472028550421e-1f;
+    p = p * f + 1.f;
+    return (vec)((ivec)p + (__builtin_convertvector(rounded, ivec) << 23));
+}
 
 // Room of a thread that is kept between calls, since new memory is slow, up to a size.
 struct Room {

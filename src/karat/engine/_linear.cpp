@@ -12,7 +12,6 @@
 
 namespace {
 
-typedef uint16_t bf16;
 constexpr int DEPTH = 256;         // numbers of a sum in a go: 32 rows of weights of this depth stay in the L1 cache
 constexpr int64_t BYTES = 1 << 20; // of x in a go: they stay in the L2 cache
 constexpr int64_t LARGE = 1 << 21; // bytes of y that no cache would keep: they are written past it
@@ -36,8 +35,8 @@ inline void keep(const float* sums, const bf16* bias, bf16* y, int64_t stride, i
     for (int i = 0; i < 16; i++) {
         __m512 even = _mm512_load_ps(sums + 32 * i), odd = _mm512_load_ps(sums + 32 * i + 16);
         if (bias) {
-            even = _mm512_add_ps(even, (__m512)_mm512_set1_epi32(bias[2 * i] << 16));
-            odd = _mm512_add_ps(odd, (__m512)_mm512_set1_epi32(bias[2 * i + 1] << 16));
+            even = _mm512_add_ps(even, (__m512)_mm512_set1_epi32(bias[2 * i].bits << 16));
+            odd = _mm512_add_ps(odd, (__m512)_mm512_set1_epi32(bias[2 * i + 1].bits << 16));
         }
         r[i] = _mm512_permutexvar_epi16(in_turn, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
     }

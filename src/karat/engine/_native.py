@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 HERE = Path(__file__).parent
-SOURCES = (HERE / "_attention.cpp", HERE / "_linear.cpp")
+SOURCES = (HERE / "_attention.cpp", HERE / "_fused.cpp", HERE / "_linear.cpp")
 READ = (*SOURCES, HERE / "_common.h")
 FLAGS = (
     *("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
     *("-std=c++17", "-fopenmp", "-fPIC"),
 )
-_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 class Call(ctypes.Structure):
@@ -114,7 +114,7 @@ def takes(q: Tensor, *others: Tensor) -> bool:
     """Whether the kernel can run on these."""
     tensors = (q, *others)
     fits = all(t.device.type == "cpu" and t.dtype == q.dtype and t.stride(-1) == 1 for t in tensors)
-    return fits and q.dtype in _NAMES and kernel() is not None
+    return fits and q.dtype in NAMES and kernel() is not None
 
 
 def attention(
@@ -146,4 +146,4 @@ def attention(
         scale=how["scale"],
         softcap=how["softcap"] or 0.0,
     )
-    call_kernel(f"karat_attention_{_NAMES[q_THD.dtype]}", call)
+    call_kernel(f"karat_attention_{NAMES[q_THD.dtype]}", call)

@@ -62,15 +62,15 @@ def forwards(replaced: dict[Any, Callable[..., Any]]) -> Iterator[None]:
     """With other forward functions of some modules."""
     before = {module: module.__dict__.get("forward") for module in replaced}
     for module, forward in replaced.items():
-        module.forward = forward
+        module.__dict__["forward"] = forward  # a module's own way takes several times as long
     try:
         yield
     finally:
         for module, forward in before.items():
             if forward is None:
-                del module.forward
+                del module.__dict__["forward"]
             else:
-                module.forward = forward
+                module.__dict__["forward"] = forward
 
 
 def layers(backbone: nn.Module) -> nn.ModuleList:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from karat import types
-from karat.engine import _compiled, _patches, linear
+from karat.engine import _compiled, _patches, fused, linear
 from karat.engine.attention import RUNNING, Captured, Running, Store
 from karat.engine.base import EngineError, States, check, out_of_memory
 from karat.engine.padded import PaddedEngine, PaddedForward
@@ -52,7 +52,7 @@ class ForestEngine:
 
     def _adopt(self) -> None:
         """Take the backbone's weights as they are now."""
-        self.clear()
+        self._drop()
         self._work: Any = copy.deepcopy(self.backbone).float() if self.widen else self.backbone
         self._offset = position_offset(self._work)
         self._configs = _patches.configs_of(self._work)
@@ -63,7 +63,7 @@ class ForestEngine:
         self._last = layers[-1] if self.trim and len(layers) else None
         self._linears = [m for m in self._work.modules() if linear.takes(m)]
         self._forwards = _patches.tiled(self._work) if self.deterministic else {}
-        self._forwards |= _compiled.forwards(layers) if self.compiled else {}
+        self._forwards |= _compiled.forwards(layers) if self.compiled else fused.forwards(self._work)
         weights = list(self.backbone.parameters())
         self._version = self._versions()
         # Fused optimisers and `.data` change weights without counting it: some numbers of each are compared as well.
@@ -81,11 +81,15 @@ class ForestEngine:
         return not torch.equal(self._sampled, torch.cat([sample.float() for sample in self._samples]))
 
     def clear(self) -> None:
-        """Forget everything that was computed."""
+        """Forget everything that was computed; the memory that held it is kept for what comes."""
         self.tree: Tree = Tree() if self.causal else Separate()
-        self.store = Store(0)
-        self._free: Rows = np.empty(0, dtype=np.int32)
+        self._free: Rows = np.arange(self.store.capacity, dtype=np.int32)
         self._calls = 0
+
+    def _drop(self) -> None:
+        """Forget everything that was computed, and its memory."""
+        self.store = Store(0)
+        self.clear()
 
     def run(self, sequences: list[types.Sequence]) -> list[States]:
         """See `Engine.run`."""
@@ -100,7 +104,7 @@ class ForestEngine:
                 try:
                     return self._run(sequences, budget)
                 except BaseException as error:
-                    self.clear()  # half of a call is no cache
+                    self._drop()  # half of a call is no cache
                     if not out_of_memory(error):
                         raise
                 budget //= 2

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from karat import types
-from karat.engine import _patches, linear
+from karat.engine import _heap, _patches, linear
 from karat.engine.base import Engine, States
 from karat.engine.forest import ForestEngine
 from karat.engine.packed import PackedForward
@@ -63,6 +63,8 @@ def _chosen(backbone: nn.Module, deterministic: bool) -> Engine:
     if deterministic and torch.get_num_threads() > 2:
         return reference  # torch shares out an activation's numbers so that their bits depend on how many there are
     on_cpu = next(backbone.parameters()).device.type == "cpu"  # elsewhere, fused attention over padded rows is faster
+    if on_cpu:
+        _heap.keep_freed()
     if on_cpu and len(dtypes) == 1 and dtypes <= set(TOLERANCE):
         for candidate in _candidates(backbone, reference, deterministic):
             if agrees(candidate, reference):

@@ -24,7 +24,7 @@ def check_given(name: str, options: Options, word: str | None, given: Collection
 
 
 def open_reward(word: str, device: str = "auto", dtype: str = "auto", **options: Any) -> RewardModel:
-    """The reward model that a word stands for; `options` are the spec's, as `karat.load` and `karat.connect` take them.
+    """The reward model that a word stands for; `options` are as `karat.load` and `karat.connect` take them.
 
     Raises:
         BadInput: an option that it cannot use.
@@ -39,5 +39,7 @@ def open_reward(word: str, device: str = "auto", dtype: str = "auto", **options:
     import karat
 
     if word.startswith(("http://", "https://")):
+        if told := sorted({"deterministic", "compiled"} & set(options)):
+            raise BadInput(f"a served model computes as its server was told; give --{told[0]} to karat serve")
         return karat.connect(word, **options)
     return karat.load(word, device=device, dtype=dtype, **options)
