@@ -143,9 +143,10 @@ def _norm(module: nn.Module, formula: Formula) -> Forward:
     whole, weight = module.forward, next(module.parameters())
 
     def forward(x: Tensor, *more: Any, **named: Any) -> Any:
-        if more or named or x.dtype != weight.dtype or not x.numel():
+        width = x.shape[-1]
+        if more or named or x.dtype != weight.dtype or width != len(weight) or not x.numel():
             return whole(x, *more, **named)
-        x, width = x.contiguous(), x.shape[-1]
+        x = x.contiguous()
         y = torch.empty_like(x)
         what = Norm(
             x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.numel() // width, width, torch.get_num_threads(),
@@ -165,7 +166,7 @@ def _gated(module: nn.Module, gate: nn.Module, up: nn.Module, down: nn.Module) -
         if more or named or gate._forward_hooks or not x.numel():
             return whole(x, *more, **named)
         left, right = gate(x), up(x)
-        if left.dtype != right.dtype or left.dtype not in _native.NAMES:  # as under autocast
+        if left.shape != right.shape or left.dtype != right.dtype or left.dtype not in _native.NAMES:
             return down(functional.silu(left) * right)
         left, right = left.contiguous(), right.contiguous()
         what = Gate(left.data_ptr(), right.data_ptr(), left.numel(), torch.get_num_threads())
