@@ -154,6 +154,12 @@ def test_what_a_hook_kept_stays_as_it_was():
         close(kept[0], functional.linear(x, module.gate.weight))
 
 
+def test_a_forward_of_the_instance_is_its_own_affair():
+    for module in (seeded(LlamaRMSNorm(32)), seeded(Feed())):
+        module.forward = module.forward
+        assert fused.forwards(module) == {}
+
+
 def test_more_arguments_go_to_the_module():
     class Two(LlamaRMSNorm):
         def forward(self, x, gate=None):

@@ -64,6 +64,8 @@ def forwards(backbone: nn.Module) -> dict[Any, Forward]:
     found: dict[Any, Forward] = {}
     with torch.no_grad():
         for module in backbone.modules():
+            if "forward" in module.__dict__:  # someone's own, such as accelerate's
+                continue
             if (formula := formula_of(module)) is not None:
                 found[module] = _norm(module, formula)
             elif (parts := gated_parts(module)) is not None:
