@@ -73,6 +73,7 @@ def test_how_the_reward_model_computes_is_chosen(karat, data, tmp_path, model_fo
         (("majority", "--batch-size", "9"), "--batch-size is for a local policy"),
         (("majority", "--reward", "rm"), "leave --reward out"),
         (("majority", "--max-length", "9"), "--max-length is for a reward model, and there is none"),
+        (("best_of_n", "--compiled"), "give a reward model with --reward"),
         (("majority", "--compiled"), "--compiled is for a reward model, and there is none"),
         (("beam", "--reward", "http://127.0.0.1:9", "--compiled"), "give --compiled to karat serve"),
         (("beam", "--reward", "replay:rm.jsonl", "--deterministic"), "leave out deterministic"),

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import uvicorn
@@ -79,8 +80,9 @@ def process(folder, *options, environment=None, patience=60):
     """`karat serve` as users start it: its URL and the process."""
     command = [sys.executable, "-X", "faulthandler", "-m", "karat", "serve", str(folder), "--port", "0", *options]
     own = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_OFFLINE": "1", **(environment or {})}
-    with tempfile.TemporaryFile("a+") as log:  # a pipe that nobody reads stops the server when it is full
-        started = subprocess.Popen(command, stderr=log, env=own)
+    # A pipe that nobody reads stops the server when it is full; reading a shared file would move where it writes.
+    with tempfile.NamedTemporaryFile() as told, Path(told.name).open(errors="replace") as log:
+        started = subprocess.Popen(command, stderr=told, env=own)
         try:
             yield _url(log, started, patience), started
         finally:

@@ -69,7 +69,8 @@ def test_options_of_a_request_are_applied_and_said(local, offline):
 
 
 @pytest.mark.parametrize(
-    "options", [{"output": 3}, {"pooling": "step"}, {"weights": {"x": 1}}, {"head": "lm_logits:+"}]
+    "options",
+    [{"output": 3}, {"pooling": "step"}, {"weights": {"x": 1}}, {"head": "lm_logits:+"}, {"aggregate": "min"}],
 )
 def test_options_that_make_another_model_are_refused(local, options):
     reply = local.ask("/v1/reward", {**ASKED, "options": options})

@@ -131,6 +131,8 @@ class LocalModel:
         other = copy(self)
         other.parts = checkpoint.reread(self.parts, self.spec.with_options(**options))
         other.spec = other.parts.spec
+        if "aggregate" in options and not other.at_steps:
+            raise Refused("this model gives no rewards of steps, so there is nothing to aggregate; leave aggregate out")
         other.renderer = Renderer(self.parts.tokenizer, other.spec, self.parts.positions)
         return other
 

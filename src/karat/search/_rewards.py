@@ -19,7 +19,7 @@ def check_given(name: str, options: Options, word: str | None, given: Collection
     """
     if word is not None and not method(name).rewarded(options):
         raise BadInput(f"{name} chooses without rewards here; leave --reward out, or take another method")
-    if word is None and given:
+    if word is None and given and not method(name).rewarded(options):
         raise BadInput(f"--{min(given).replace('_', '-')} is for a reward model, and there is none; leave it out")
 
 

@@ -46,7 +46,8 @@ def read_key(path: str) -> str | None:
     try:
         key = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"the key in {path} cannot be read ({error}); give another --api-key-file") from None
+        why = getattr(error, "strerror", None) or "it is no UTF-8"
+        raise BadInput(f"the key in {path} cannot be read ({why}); give another --api-key-file") from None
     if not key:
         raise BadInput(f"{path} holds no key; write one into it")
     return key
@@ -94,5 +95,5 @@ def _unheard(host: str, port: int, error: Exception) -> str:
         return f"something listens at {host}:{port} already; choose another --port, or 0 for a free one"
     if code in (errno.EACCES, errno.EPERM):
         return f"port {port} is not for everyone; choose a --port from 1024 up"
-    said = getattr(error, "strerror", None) or str(error)
+    said = getattr(error, "strerror", None) or str(error).removesuffix(".")
     return f"{host}:{port} cannot be listened at ({said}); choose another --host or --port"
