@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import library
 
 from karat import types
-from karat.engine import _native, linear, probe
+from karat.engine import _native, fused, linear, probe
 from karat.engine.linear import TiledLinear
 
 tiles = pytest.mark.skipif(not linear.has_tiles(), reason="this CPU has no matrix tiles")
@@ -87,6 +87,60 @@ def test_the_number_of_threads_changes_nothing(threads):
         assert all(torch.equal(tiled(layer, x), w) for x, w in zip(cases, wanted, strict=True))
     finally:
         torch.set_num_threads(before)
+
+
+@tiles
+@pytest.mark.parametrize("rows", [1, 16, 33, 95, 96, 700])
+@pytest.mark.parametrize("shape", [(32, 32), (288, 96), (768, 2560)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_gate_and_what_it_scales_in_one_go_have_the_bits_of_three(rows, shape, bias):
+    torch.manual_seed(0)
+    gate, up = (torch.nn.Linear(*shape, bias=bias).bfloat16() for _ in range(2))
+    x = 4 * torch.randn(1, rows, shape[0]).bfloat16()
+    left, right = tiled(gate, x), tiled(up, x)
+    what = fused.Gate(left.data_ptr(), right.data_ptr(), left.numel(), 1)
+    _native.call_kernel("karat_gate_bfloat16", what)
+    found = linear.gated(x, gate, up)
+    assert torch.equal(found, left)
+    wanted = torch.nn.functional.silu(tiled(gate, x)) * right
+    assert (found != wanted).float().mean() < 2e-3  # one in a thousand is rounded to the other side
+    torch.testing.assert_close(found, wanted)
+
+
+@tiles
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_gated_row_has_the_same_bits_among_any_others(threads):
+    gate, up, x = layer_of(1024, 640), layer_of(1024, 640, bias=False), torch.randn(3000, 1024).bfloat16()
+    whole, before = linear.gated(x, gate, up), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for first, stop in ((0, 1), (500, 530), (511, 1200), (0, 3000)):
+            assert torch.equal(linear.gated(x[first:stop], gate, up), whole[first:stop])
+    finally:
+        torch.set_num_threads(before)
+
+
+@tiles
+def test_rows_of_another_length_are_refused():
+    gate, up = layer_of(32, 32), layer_of(32, 32)
+    for call in (lambda x: tiled(up, x), lambda x: linear.gated(x, gate, up)):
+        with pytest.raises(RuntimeError, match="64 numbers of a row"):
+            call(torch.randn(4, 64).bfloat16())
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        linear.gated(torch.randn(4, 32).bfloat16(), layer_of(32, 64), up)
+
+
+@tiles
+def test_layers_that_someone_looks_at_are_called():
+    gate, up = (torch.nn.Linear(32, 32).bfloat16() for _ in range(2))
+    assert not linear.are_tiled(gate, up)
+    gate.__class__ = up.__class__ = TiledLinear
+    assert linear.are_tiled(gate, up)
+    for register in (up.register_forward_hook, gate.register_forward_pre_hook):
+        hook = register(lambda *_: None)
+        assert not linear.are_tiled(gate, up)
+        hook.remove()
+    assert linear.are_tiled(gate, up)
 
 
 @tiles

@@ -27,28 +27,39 @@ template <class T> constexpr int STEP = 1;  // numbers that one multiply-add tak
 template <> constexpr int STEP<bf16> = 2;
 
 #if AMX
-// As multiply_rows below, on 32 rows by 32 columns at a time; `rows` and `out` have room for a multiple of 32 rows.
+// As multiply_rows below, on up to 32 rows by 32 columns at a time; `rows` and `out` have room for a multiple of 16 rows.
+template <bool BOTH>  // of 16 rows each
+inline void multiply_tile(const bf16* rows, int row_stride, const bf16* lanes, int width, int depth, float* out, int out_stride, bool add) {
+    const int stride = 4 * out_stride;
+    float* below = out + 16 * out_stride;
+    if (add) {
+        _tile_loadd(0, out, stride); _tile_loadd(1, out + 16, stride);
+        if (BOTH) { _tile_loadd(2, below, stride); _tile_loadd(3, below + 16, stride); }
+    } else {
+        _tile_zero(0); _tile_zero(1);
+        if (BOTH) { _tile_zero(2); _tile_zero(3); }
+    }
+    for (int d = 0; d < depth; d += 32) {
+        const bf16* b = lanes + (int64_t)d * width;
+        _tile_loadd(4, rows + d, 2 * row_stride);
+        _tile_loadd(6, b, 4 * width); _tile_loadd(7, b + 32, 4 * width);
+        _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
+        if (!BOTH) continue;
+        _tile_loadd(5, rows + d + 16 * row_stride, 2 * row_stride);
+        _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, out, stride); _tile_stored(1, out + 16, stride);
+    if (BOTH) { _tile_stored(2, below, stride); _tile_stored(3, below + 16, stride); }
+}
+
 inline void multiply_tiles(int count, const bf16* rows, int row_stride, const bf16* lanes, int width, int depth, float* out, int out_stride, bool add) {
     std::atomic_signal_fence(std::memory_order_seq_cst);  // compilers do not see that tiles read memory
     for (int r = 0; r < count; r += 32)
         for (int n = 0; n < width; n += 32) {
+            const bf16 *from = rows + r * row_stride, *with = lanes + n * 2;
             float* to = out + r * out_stride + n;
-            const int stride = 4 * out_stride;
-            if (add) {
-                _tile_loadd(0, to, stride); _tile_loadd(1, to + 16, stride);
-                _tile_loadd(2, to + 16 * out_stride, stride); _tile_loadd(3, to + 16 * out_stride + 16, stride);
-            } else {
-                _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-            }
-            for (int d = 0; d < depth; d += 32) {
-                const bf16 *a = rows + r * row_stride + d, *b = lanes + (int64_t)d * width + n * 2;
-                _tile_loadd(4, a, 2 * row_stride); _tile_loadd(5, a + 16 * row_stride, 2 * row_stride);
-                _tile_loadd(6, b, 4 * width); _tile_loadd(7, b + 32, 4 * width);
-                _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
-                _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
-            }
-            _tile_stored(0, to, stride); _tile_stored(1, to + 16, stride);
-            _tile_stored(2, to + 16 * out_stride, stride); _tile_stored(3, to + 16 * out_stride + 16, stride);
+            if (count - r > 16) multiply_tile<true>(from, row_stride, with, width, depth, to, out_stride, add);
+            else multiply_tile<false>(from, row_stride, with, width, depth, to, out_stride, add);
         }
 }
 #endif
@@ -71,6 +82,9 @@ inline vec madd(vec acc, const bf16* broadcast, const bf16* lanes) {
 #endif
 
 inline float largest(vec v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)v);
+#endif
     for (int width = LANES / 2; width; width /= 2)
         for (int i = 0; i < width; i++) v[i] = std::max(v[i], v[i + width]);
     return v[0];
@@ -205,57 +219,80 @@ void pack(const Call& c, const Packed<W>& packed, int block, int head) {
     }
 }
 
-// Scores of one row against one block → weights, with the row's maximum and sum carried on.
-template <class W>
-inline void soften(const Call& c, float* scores, W* weights, int base, int limit, float& top, vec& sum, float* out, int dv) {
-    vec s[BLOCK / LANES];
+// What rows of queries have seen so far: [rows, padded to a vector] each.
+struct Seen {
+    float *top, *next;  // highest score: before a block, and with it
+    float* shrink;      // what weights by the former are multiplied with
+    vec* sum;           // of weights
+};
+
+// A row's scores against a block of keys, as they count: scaled, capped, and masked; the highest.
+inline float scored(const Call& c, float* scores, int base, int limit) {
     const int low = c.window ? limit - c.window + 1 : 0;
     const bool whole = base + BLOCK - 1 <= limit && base >= low;
     vec high = splat(MASKED);
     for (int n = 0; n < BLOCK / LANES; n++) {
-        s[n] = load(scores + n * LANES) * c.scale;
+        vec s = load(scores + n * LANES) * c.scale;
         if (c.softcap != 0.f) {  // cap * tanh(s / cap), by e^-2|x|
-            vec x = s[n] / c.softcap, a = x < 0.f ? -x : x, e = exponential(-2.f * a), t = (1.f - e) / (1.f + e);
-            s[n] = c.softcap * (x < 0.f ? -t : t);
+            vec x = s / c.softcap, a = x < 0.f ? -x : x, e = exponential(-2.f * a), t = (1.f - e) / (1.f + e);
+            s = c.softcap * (x < 0.f ? -t : t);
         }
-        if (!whole)
-            for (int i = 0; i < LANES; i++) {
-                const int at = base + n * LANES + i;
-                if (at > limit || at < low) s[n][i] = MASKED;
-            }
-        high = s[n] > high ? s[n] : high;
+        if (!whole) {
+            const ivec at = COUNT + (base + n * LANES);
+            s = (at > limit) | (at < low) ? splat(MASKED) : s;
+        }
+        store(scores + n * LANES, s);
+        high = s > high ? s : high;
     }
-    const float was = top;
-    top = std::max(top, largest(high));
-    if (top != was) {
-        const float shrink = was == MASKED ? 0.f : exponential(splat(was - top))[0];
-        sum *= shrink;
-        for (int d = 0; d < dv; d += LANES) store(out + d, load(out + d) * shrink);
+    return largest(high);
+}
+
+// Scores of rows against one block → weights; in passes, so that no row waits for what another needs.
+template <class W>
+void soften(const Call& c, int rows, int group, const int32_t* limits, float* scores, W* weights, int base, const Seen& seen, float* out, int dv) {
+    for (int r = 0; r < rows; r++)
+        seen.next[r] = std::max(seen.top[r], scored(c, scores + r * BLOCK, base, limits[r / group]));
+    for (int r = 0; r < rows; r += LANES) {
+        const vec was = load(seen.top + r), next = load(seen.next + r), shrink = exponential(was - next);
+        store(seen.shrink + r, was == MASKED ? vec{} : shrink);
+        store(seen.top + r, next);
     }
-    for (int n = 0; n < BLOCK / LANES; n++) {
-        vec p = exponential(s[n] - top);
-        if (!whole) p = s[n] == MASKED ? vec{} : p;
-        sum += p;
-        keep(weights + n * LANES, p);
+    for (int r = 0; r < rows; r++) {
+        const vec top = splat(seen.top[r]);
+        vec sum = seen.sum[r];
+        if (const float shrink = seen.shrink[r]; shrink != 1.f) {
+            sum *= shrink;
+            for (int d = 0; d < dv; d += LANES) store(out + r * dv + d, load(out + r * dv + d) * shrink);
+        }
+        for (int n = 0; n < BLOCK / LANES; n++) {
+            const vec s = load(scores + r * BLOCK + n * LANES);
+            vec p = exponential(s - top);
+            p = s == MASKED ? vec{} : p;
+            sum += p;
+            keep(weights + r * BLOCK + n * LANES, p);
+        }
+        seen.sum[r] = sum;
     }
 }
 
 template <class T, class W, bool TILED>
 void attend(const Call& c, const Packed<W>& packed, const int32_t* tile, int head) {
     const int dk = padded(c.size), dv = padded(c.value_size), group = c.heads / c.kv_heads;
-    const int rows = tile[1] * group, first = tile[0], room = TILED ? (rows + 31) / 32 * 32 : rows;
+    const int rows = tile[1] * group, first = tile[0], room = TILED ? (rows + 15) / 16 * 16 : rows;
     static thread_local std::vector<float> floats;
     static thread_local std::vector<W> small;
-    floats.resize(room * (BLOCK + dv + 1) + 64);
+    const int vectors = padded(room);
+    floats.resize(room * (BLOCK + dv) + 3 * vectors);
     small.resize(room * (BLOCK + dk));
     float *scores = floats.data(), *out = scores + room * BLOCK, *top = out + room * dv;
     W *weights = small.data(), *q = weights + room * BLOCK;
     std::vector<vec> sum(rows, vec{});
+    const Seen seen{top, top + vectors, top + 2 * vectors, sum.data()};
+    std::fill_n(top, 3 * vectors, MASKED);
     std::memset(out, 0, sizeof(float) * rows * dv);
     std::memset((void*)q, 0, sizeof(W) * rows * dk);
     int highest = 0, lowest = INT32_MAX;
     for (int r = 0; r < rows; r++) {
-        top[r] = MASKED;
         const T* from = (const T*)c.q + (int64_t)(first + r / group) * c.q_row + (head * group + r % group) * c.q_head;
         for (int d = 0; d < c.size; d++) convert(from[d], q[r * dk + d]);
         highest = std::max(highest, c.limits[first + r / group]);
@@ -268,8 +305,7 @@ void attend(const Call& c, const Packed<W>& packed, const int32_t* tile, int hea
         const int64_t block = (int64_t)c.paths[tile[2] + j] * c.kv_heads + head;
         const W *k = packed.k + block * packed.k_size, *v = packed.v + block * packed.v_size;
         product<W, TILED>(rows, q, dk, k, BLOCK, dk, scores, BLOCK, false);
-        for (int r = 0; r < rows; r++)
-            soften<W>(c, scores + r * BLOCK, weights + r * BLOCK, base, c.limits[first + r / group], top[r], sum[r], out + r * dv, dv);
+        soften<W>(c, rows, group, c.limits + first, scores, weights, base, seen, out, dv);
         product<W, TILED>(rows, weights, BLOCK, v, dv, BLOCK, out, dv, true);
     }
     for (int r = 0; r < rows; r++) {

@@ -22,6 +22,11 @@ struct bf16 { uint16_t bits; };
 inline vec load(const float* p) { vec v; std::memcpy(&v, p, sizeof v); return v; }
 inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
 inline vec splat(float x) { return vec{} + x; }
+#if defined(__AVX512F__)
+constexpr ivec COUNT = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#else
+constexpr ivec COUNT = {0, 1, 2, 3, 4, 5, 6, 7};
+#endif
 
 inline void convert(float x, float& to) { to = x; }
 inline void convert(bf16 x, bf16& to) { to = x; }
@@ -54,7 +59,17 @@ inline void keep(bf16* to, vec v) {
 #endif
 }
 
+// As a number of T has it.
+template <class T> inline vec rounded_to(vec v) {
+    T there[LANES];
+    keep(there, v);
+    return load(there);
+}
+
 inline float total(vec v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)v);
+#endif
     for (int width = LANES / 2; width; width /= 2)
         for (int i = 0; i < width; i++) v[i] += v[i + width];
     return v[0];
@@ -73,6 +88,12 @@ inline vec exponential(vec x) {
     p = p * f + 6.931472028550421e-1f;
     p = p * f + 1.f;
     return (vec)((ivec)p + (__builtin_convertvector(rounded, ivec) << 23));
+}
+
+// x / (1 + e^-x) * up, rounded to T between as two operations would.
+template <class T> inline vec gated(vec x, vec up) {
+    const vec e = exponential(x < 0.f ? x : -x), share = (x < 0.f ? e : splat(1.f)) / (1.f + e);
+    return rounded_to<T>(x * share) * up;
 }
 
 // Room of a thread that is kept between calls, since new memory is slow, up to a size.

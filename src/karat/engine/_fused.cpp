@@ -1,4 +1,4 @@
-// What lies between a layer's products, each in one pass over memory: norms by root mean square, and gates.
+// What lies between a layer's products, each in one pass over memory: norms by root mean square, gates, and rotations.
 //
 // A row is computed by one thread in an order that its width alone decides: the same bits in any company.
 #include "_common.h"
@@ -22,25 +22,27 @@ struct Gate {
     int32_t threads;
 };
 
+// Mirrored in rotary.py. Heads are multiples of 32 numbers; those of a row's result lie one behind the other.
+struct Rotary {
+    const void *x, *cos, *sin;
+    void* y;
+    int64_t rows, x_row, x_head, angle_row;
+    int32_t heads, size, threads;
+};
+
 namespace {
 
 constexpr int64_t SMALL = 1 << 14;  // numbers below which a second thread costs more than it gains
 constexpr int64_t PART = 1 << 12;   // numbers that a thread takes at a time
 
-// As a number of T has it.
-template <class T> inline vec rounded_to(vec v) {
-    T there[LANES];
-    keep(there, v);
-    return load(there);
-}
-
 template <class T> void norm(const Norm& n, const T* x, T* y) {
-    vec squares[2] = {};
-    for (int i = 0; i < n.width; i += LANES) {
-        const vec v = load(x + i);
-        squares[i / LANES % 2] += v * v;
+    vec even{}, odd{};
+    auto square = [&](int i) { const vec v = load(x + i); return v * v; };
+    for (int i = 0; i < n.width; i += 2 * LANES) {
+        even += square(i);
+        if (i + LANES < n.width) odd += square(i + LANES);
     }
-    const float factor = 1.f / std::sqrt(total(squares[0] + squares[1]) / n.width + n.epsilon);
+    const float factor = 1.f / std::sqrt(total(even + odd) / n.width + n.epsilon);
     for (int i = 0; i < n.width; i += LANES) {
         vec v = load(x + i) * factor;
         if (n.rounded) v = rounded_to<T>(v);
@@ -53,19 +55,31 @@ template <class T> void norms(const Norm& n) {
     for (int64_t row = 0; row < n.rows; row++) norm<T>(n, (const T*)n.x + row * n.width, (T*)n.y + row * n.width);
 }
 
-// x / (1 + e^-x) * up, rounded between as two operations would.
-template <class T> inline void gated(T* gate, const T* up) {
-    const vec x = load(gate), e = exponential(x < 0.f ? x : -x);
-    const vec share = (x < 0.f ? e : splat(1.f)) / (1.f + e);
-    keep(gate, rounded_to<T>(x * share) * load(up));
-}
-
 template <class T> void gates(const Gate& g) {
     T* gate = (T*)g.gate;
     const T* up = (const T*)g.up;
 #pragma omp parallel for schedule(static) num_threads(g.threads) if (g.count > SMALL)
     for (int64_t first = 0; first < g.count; first += PART)
-        for (int64_t i = first; i < std::min(first + PART, g.count); i += LANES) gated(gate + i, up + i);
+        for (int64_t i = first; i < std::min(first + PART, g.count); i += LANES)
+            keep(gate + i, gated<T>(load(gate + i), load(up + i)));
+}
+
+// Number i of a head is turned with number i + size / 2; products are rounded as operations of their own would.
+template <class T> inline void rotated(const T* x, const T* cos, const T* sin, T* y, int size) {
+    const int half = size / 2;
+    for (int i = 0; i < half; i += LANES) {
+        const vec left = load(x + i), right = load(x + i + half);
+        keep(y + i, rounded_to<T>(left * load(cos + i)) - rounded_to<T>(right * load(sin + i)));
+        keep(y + i + half, rounded_to<T>(right * load(cos + i + half)) + rounded_to<T>(left * load(sin + i + half)));
+    }
+}
+
+template <class T> void rotations(const Rotary& r) {
+#pragma omp parallel for schedule(static) num_threads(r.threads) if (r.rows * r.heads * r.size > SMALL)
+    for (int64_t row = 0; row < r.rows; row++)
+        for (int head = 0; head < r.heads; head++)
+            rotated((const T*)r.x + row * r.x_row + head * r.x_head, (const T*)r.cos + row * r.angle_row,
+                    (const T*)r.sin + row * r.angle_row, (T*)r.y + (row * r.heads + head) * r.size, r.size);
 }
 
 }  // namespace
@@ -74,3 +88,5 @@ extern "C" int karat_norm_float32(const Norm* n) { norms<float>(*n); return 1; }
 extern "C" int karat_norm_bfloat16(const Norm* n) { norms<bf16>(*n); return 1; }
 extern "C" int karat_gate_float32(const Gate* g) { gates<float>(*g); return 1; }
 extern "C" int karat_gate_bfloat16(const Gate* g) { gates<bf16>(*g); return 1; }
+extern "C" int karat_rotary_float32(const Rotary* r) { rotations<float>(*r); return 1; }
+extern "C" int karat_rotary_bfloat16(const Rotary* r) { rotations<bf16>(*r); return 1; }

@@ -1,4 +1,5 @@
-// Products of bfloat16 rows with a layer's weights in a CPU's matrix tiles: y = x Wᵀ + b, summed in float32.
+// Products of bfloat16 rows with a layer's weights in a CPU's matrix tiles: y = x Wᵀ + b, summed in float32;
+// or with those of two layers, of which one is the other's gate: y = silu(x Gᵀ + c) (x Wᵀ + b).
 //
 // A number's additions go through the depth from its beginning to its end, however many rows there are: the same bits
 // in any company. Weights are read as they lie. It is x whose numbers are brought into the pairs that tiles multiply,
@@ -27,18 +28,22 @@ inline void pack(const bf16* x, int64_t stride, int rows, int depth, bf16* to) {
     }
 }
 
-// 32 columns of up to 16 rows of y, at whole lines of the cache, from sums [32 columns][16 rows].
-inline void keep(const float* sums, const bf16* bias, bf16* y, int64_t stride, int rows, bool large) {
+// Sums of 16 rows at a column, with its bias.
+inline vec summed(const float* sums, const bf16* bias, int column) {
+    const vec own = load(sums + 16 * column);
+    if (!bias) return own;
+    float one; convert(bias[column], one);
+    return own + one;
+}
+
+// 32 columns of up to 16 rows → y, at whole lines of the cache; value(i) is what 16 rows have at a column.
+template <class Value> inline void keep(Value value, bf16* y, int64_t stride, int rows, bool large) {
     const __m512i in_turn = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
                                              23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     __m512i r[16];
     for (int i = 0; i < 16; i++) {
-        __m512 even = _mm512_load_ps(sums + 32 * i), odd = _mm512_load_ps(sums + 32 * i + 16);
-        if (bias) {
-            even = _mm512_add_ps(even, (__m512)_mm512_set1_epi32(bias[2 * i].bits << 16));
-            odd = _mm512_add_ps(odd, (__m512)_mm512_set1_epi32(bias[2 * i + 1].bits << 16));
-        }
-        r[i] = _mm512_permutexvar_epi16(in_turn, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
+        const __m512bh both = _mm512_cvtne2ps_pbh((__m512)value(2 * i + 1), (__m512)value(2 * i));
+        r[i] = _mm512_permutexvar_epi16(in_turn, (__m512i)both);
     }
     transpose(r);
     if (large)
@@ -52,6 +57,7 @@ inline void keep(const float* sums, const bf16* bias, bf16* y, int64_t stride, i
 // Mirrored field by field in linear.py. Shapes and strides are in numbers; depth and width are multiples of 32.
 struct Product {
     const bf16 *x, *weight, *bias;  // [rows, depth], [width, depth], [width] or null
+    const bf16 *gate, *gate_bias;   // as weight, or null, and as bias
     bf16* y;                        // [rows, width]
     int64_t rows, stride;           // of x
     int32_t depth, width, threads;
@@ -59,19 +65,19 @@ struct Product {
 
 namespace {
 
-// Rows of x, packed → 32 columns of y from `column` on; sums has room for 32 times as many floats as rows.
-void columns(const Product& p, const bf16* packed, int64_t first, int rows, int column, float* sums) {
-    const bool large = 2 * p.rows * p.width > LARGE;
-    const bf16* bias = p.bias ? p.bias + column : nullptr;
-    for (int from = 0; from < p.depth; from += DEPTH) {
-        const int to = std::min(p.depth, from + DEPTH);
-        const bf16 *low = p.weight + (int64_t)column * p.depth, *high = low + 16 * (int64_t)p.depth;
-        const bf16* next = to < p.depth ? low + to : low + 32 * (int64_t)p.depth;  // weights wanted soon
+// Rows of x, packed → their sums with the 32 rows of weights from `low` on: [rows / 16][32][16]; `done` is told of each
+// 32 rows. A sum is kept in memory between two depths.
+template <class Done>
+void multiply(const bf16* packed, int rows, const bf16* low, int depth, float* sums, Done done) {
+    const bf16* high = low + 16 * (int64_t)depth;
+    for (int from = 0; from < depth; from += DEPTH) {
+        const int to = std::min(depth, from + DEPTH);
+        const bf16* next = to < depth ? low + to : low + 32 * (int64_t)depth;  // weights wanted soon
         for (int row = 0; row < rows; row += 32) {
-            const bf16 *left = packed + (int64_t)row * p.depth, *right = left + 16 * (int64_t)p.depth;
+            const bf16 *left = packed + (int64_t)row * depth, *right = left + 16 * (int64_t)depth;
             float* s = sums + row * 32;
             for (int i = row / 8; i < std::min(32, row / 8 + 4); i++)
-                for (int d = 0; d < DEPTH; d += 32) _mm_prefetch(next + i * (int64_t)p.depth + d, _MM_HINT_T1);
+                for (int d = 0; d < DEPTH; d += 32) _mm_prefetch(next + i * (int64_t)depth + d, _MM_HINT_T1);
             std::atomic_signal_fence(std::memory_order_seq_cst);  // compilers do not see that tiles read memory
             if (from) {
                 _tile_loadd(0, s, 64); _tile_loadd(1, s + 256, 64);
@@ -80,21 +86,41 @@ void columns(const Product& p, const bf16* packed, int64_t first, int rows, int 
                 _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
             }
             for (int d = from; d < to; d += 32) {
-                _tile_loadd(4, low + d, 2 * p.depth);
+                _tile_loadd(4, low + d, 2 * depth);
                 _tile_loadd(6, left + 16 * d, 64); _tile_loadd(7, right + 16 * d, 64);
                 _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(2, 4, 7);
-                _tile_loadd(5, high + d, 2 * p.depth);
+                _tile_loadd(5, high + d, 2 * depth);
                 _tile_dpbf16ps(1, 5, 6); _tile_dpbf16ps(3, 5, 7);
             }
             _tile_stored(0, s, 64); _tile_stored(1, s + 256, 64);
             _tile_stored(2, s + 512, 64); _tile_stored(3, s + 768, 64);
             std::atomic_signal_fence(std::memory_order_seq_cst);
-            if (to < p.depth) continue;
-            bf16* y = p.y + (first + row) * p.width + column;
-            keep(s, bias, y, p.width, std::min(16, rows - row), large);
-            if (rows - row > 16) keep(s + 512, bias, y + 16 * (int64_t)p.width, p.width, std::min(16, rows - row - 16), large);
+            if (to == depth) done(row);
         }
     }
+}
+
+// Rows of x, packed → 32 columns of y from `column` on; sums has room for 32 floats a row, and as many for a gate's.
+void columns(const Product& p, const bf16* packed, int64_t first, int rows, int column, float* sums) {
+    const bool large = 2 * p.rows * p.width > LARGE;
+    const int64_t weights = (int64_t)column * p.depth;
+    const bf16* bias = p.bias ? p.bias + column : nullptr;
+    const bf16* gate_bias = p.gate_bias ? p.gate_bias + column : nullptr;
+    float* gates = sums + ((rows + 31) / 32 * 32) * 32;
+    if (p.gate) multiply(packed, rows, p.gate + weights, p.depth, gates, [](int) {});
+    multiply(packed, rows, p.weight + weights, p.depth, sums, [&](int row) {
+        for (int from = row; from < std::min(rows, row + 32); from += 16) {
+            const float *s = sums + from * 32, *g = gates + from * 32;
+            bf16* y = p.y + (first + from) * p.width + column;
+            const int count = std::min(16, rows - from);
+            auto value = [&](int i) { return summed(s, bias, i); };
+            auto gated_value = [&](int i) {
+                return gated<bf16>(rounded_to<bf16>(summed(g, gate_bias, i)), rounded_to<bf16>(value(i)));
+            };
+            if (p.gate) keep(gated_value, y, p.width, count, large);
+            else keep(value, y, p.width, count, large);
+        }
+    });
 }
 
 }  // namespace
@@ -111,7 +137,7 @@ extern "C" int karat_linear(const Product* product) {
     if (!few) parts = (parts + p.threads - 1) / p.threads * p.threads;
     const int64_t size = ((p.rows + parts - 1) / parts + 31) / 32 * 32;  // rows of a part
     parts = (p.rows + size - 1) / size;
-    const int64_t packs = few ? 1 : p.threads, sums_size = 32 * size;
+    const int64_t packs = few ? 1 : p.threads, sums_size = (p.gate ? 64 : 32) * size;
     float* all_sums = room.of<float>(p.threads * sums_size + packs * size * p.depth / 2);
     if (!all_sums) return 0;
     bf16* all_packed = (bf16*)(all_sums + p.threads * sums_size);

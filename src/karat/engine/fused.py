@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from karat.engine import _native, _patches
+from karat.engine import _native, _patches, linear, rotary
 
 STEP = 16  # numbers that widths are multiples of
 Forward = Callable[..., Any]
@@ -58,7 +58,7 @@ class Formula(NamedTuple):
 
 
 def forwards(backbone: nn.Module) -> dict[Any, Forward]:
-    """Forwards of the norms and gated feed-forwards that the kernels compute, by module; they give no gradients."""
+    """Forwards, by module, of norms, gated feed-forwards and rotations that the kernels compute, without gradients."""
     if _native.kernel() is None:
         return {}
     found: dict[Any, Forward] = {}
@@ -70,6 +70,8 @@ def forwards(backbone: nn.Module) -> dict[Any, Forward]:
                 found[module] = _norm(module, formula)
             elif (parts := gated_parts(module)) is not None:
                 found[module] = _gated(module, *parts)
+            elif (forward := rotary.forward_of(module)) is not None:
+                found[module] = forward
     return found
 
 
@@ -89,7 +91,7 @@ def formula_of(module: nn.Module) -> Formula | None:
     return next((own for own in formulas if torch.equal(given, own(x, weight))), None)
 
 
-def gated_parts(module: nn.Module) -> list[nn.Module] | None:
+def gated_parts(module: nn.Module) -> list[nn.Linear] | None:
     """The layers gate, up and down of `down(silu(gate(x)) * up(x))`, where that is what a module computes."""
     linears = [child for child in module.children() if isinstance(child, nn.Linear)]
     others = [child for child in module.children() if not isinstance(child, nn.Linear)]
@@ -160,10 +162,12 @@ def _norm(module: nn.Module, formula: Formula) -> Forward:
     return forward
 
 
-def _gated(module: nn.Module, gate: nn.Module, up: nn.Module, down: nn.Module) -> Forward:
+def _gated(module: nn.Module, gate: nn.Linear, up: nn.Linear, down: nn.Linear) -> Forward:
     whole = module.forward
 
     def forward(x: Tensor, *more: Any, **named: Any) -> Any:
+        if not (more or named) and x.dtype == torch.bfloat16 and linear.are_tiled(gate, up):
+            return down(linear.gated(x, gate, up))
         # The product is written over what the gate's layer gave, which a hook may have kept.
         if more or named or gate._forward_hooks or not x.numel():
             return whole(x, *more, **named)

@@ -15,7 +15,7 @@ class Product(ctypes.Structure):
     """The kernel's `Product`, field by field."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "y")),
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "gate", "gate_bias", "y")),
         *((name, ctypes.c_int64) for name in ("rows", "stride")),
         *((name, ctypes.c_int32) for name in ("depth", "width", "threads")),
     )
@@ -61,15 +61,32 @@ def has_tiles() -> bool:
     return kernel is not None and bool(kernel.karat_has_tiles())
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def are_tiled(*layers: nn.Module) -> bool:
+    """Whether the kernel may do these layers' work at once, with nobody looking at what each takes and gives."""
+    return all(
+        type(layer) is TiledLinear and not (layer._forward_hooks or layer._forward_pre_hooks) for layer in layers
+    )
+
+
+def gated(x: Tensor, gate: nn.Linear, up: nn.Linear) -> Tensor:
+    """silu(gate(x)) * up(x) of tiled layers, [..., D] → [..., E]; rounded as operations of their own would be."""
+    return _linear(x, up.weight, up.bias, gate.weight, gate.bias)
+
+
+def _linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor | None = None, gate_bias: Tensor | None = None
+) -> Tensor:
     width, depth = weight.shape
-    weight, rows_RD = weight.contiguous(), x.reshape(-1, depth)
+    if x.shape[-1] != depth or (gate is not None and gate.shape != weight.shape):
+        raise RuntimeError(f"{x.shape[-1]} numbers of a row cannot be multiplied with weights of {depth}")
+    read = [part if part is None else part.contiguous() for part in (weight, bias, gate, gate_bias)]
+    rows_RD = x.reshape(-1, depth)
     if rows_RD.stride(-1) != 1:
         rows_RD = rows_RD.contiguous()
     y = x.new_empty((*x.shape[:-1], width))
     if len(rows_RD):
         product = Product(
-            rows_RD.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr(),
+            rows_RD.data_ptr(), *(None if part is None else part.data_ptr() for part in read), y.data_ptr(),
             len(rows_RD), rows_RD.stride(0), depth, width, torch.get_num_threads(),
         )  # fmt: skip
         _native.call_kernel("karat_linear", product)
