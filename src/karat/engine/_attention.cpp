@@ -8,8 +8,8 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <omp.h>
 #include <type_traits>
-#include <vector>
 namespace {
 
 constexpr int BLOCK = 64;  // keys in a block
@@ -93,14 +93,22 @@ inline float largest(vec v) {
 // out[R][N vectors] (+)= rows[R][depth] . lanes[depth / STEP][width][STEP]
 template <class T, int R, int N>
 inline void multiply(const T* rows, int row_stride, const T* lanes, int width, int depth, float* out, int out_stride, bool add) {
-    vec acc[R][N];
+    vec acc[R][N];  // in registers: every loop over them is unrolled
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
         for (int n = 0; n < N; n++) acc[r][n] = add ? load(out + r * out_stride + n * LANES) : vec{};
-    for (int d = 0; d < depth; d += STEP<T>)
+    int d = 0;
+    do {  // there is a depth: a loop that might not run would move all sums to memory and back
+#pragma GCC unroll 8
         for (int n = 0; n < N; n++)
+#pragma GCC unroll 8
             for (int r = 0; r < R; r++)
                 acc[r][n] = madd(acc[r][n], rows + r * row_stride + d, lanes + (int64_t)d * width + n * LANES * STEP<T>);
+    } while ((d += STEP<T>) < depth);
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
         for (int n = 0; n < N; n++) store(out + r * out_stride + n * LANES, acc[r][n]);
 }
 
@@ -275,21 +283,22 @@ void soften(const Call& c, int rows, int group, const int32_t* limits, float* sc
     }
 }
 
+// Rows of queries that go through blocks together, in whole tiles; each part of what is kept of them is in whole lines
+// of the cache.
+inline int room_of(const Call& c, const int32_t* tile) { return (tile[1] * (c.heads / c.kv_heads) + 15) / 16 * 16; }
+inline int64_t aside(const Call& c, int room) {
+    return (int64_t)room * (2 * BLOCK + padded(c.size) + padded(c.value_size) + LANES + 3);
+}
+
 template <class T, class W, bool TILED>
-void attend(const Call& c, const Packed<W>& packed, const int32_t* tile, int head) {
+void attend(const Call& c, const Packed<W>& packed, const int32_t* tile, int head, float* scores) {
     const int dk = padded(c.size), dv = padded(c.value_size), group = c.heads / c.kv_heads;
-    const int rows = tile[1] * group, first = tile[0], room = TILED ? (rows + 15) / 16 * 16 : rows;
-    static thread_local std::vector<float> floats;
-    static thread_local std::vector<W> small;
-    const int vectors = padded(room);
-    floats.resize(room * (BLOCK + dv) + 3 * vectors);
-    small.resize(room * (BLOCK + dk));
-    float *scores = floats.data(), *out = scores + room * BLOCK, *top = out + room * dv;
-    W *weights = small.data(), *q = weights + room * BLOCK;
-    std::vector<vec> sum(rows, vec{});
-    const Seen seen{top, top + vectors, top + 2 * vectors, sum.data()};
-    std::fill_n(top, 3 * vectors, MASKED);
-    std::memset(out, 0, sizeof(float) * rows * dv);
+    const int rows = tile[1] * group, first = tile[0], room = room_of(c, tile);
+    float *out = scores + room * BLOCK, *sums = out + room * dv, *top = sums + room * LANES;
+    W *weights = (W*)(top + 3 * room), *q = weights + room * BLOCK;
+    const Seen seen{top, top + room, top + 2 * room, (vec*)sums};
+    std::fill_n(top, 3 * room, MASKED);
+    std::memset(out, 0, sizeof(float) * room * (dv + LANES));
     std::memset((void*)q, 0, sizeof(W) * rows * dk);
     int highest = 0, lowest = INT32_MAX;
     for (int r = 0; r < rows; r++) {
@@ -309,7 +318,7 @@ void attend(const Call& c, const Packed<W>& packed, const int32_t* tile, int hea
         product<W, TILED>(rows, weights, BLOCK, v, dv, BLOCK, out, dv, true);
     }
     for (int r = 0; r < rows; r++) {
-        float bottom = total(sum[r]);
+        float bottom = total(seen.sum[r]);
         float factor = 1.f;
         if (c.sinks) {  // one more key that takes weight and gives nothing
             const float sink = c.sinks[head * group + r % group], high = std::max(top[r], sink);
@@ -325,9 +334,13 @@ void attend(const Call& c, const Packed<W>& packed, const int32_t* tile, int hea
 // Whether there was memory for it.
 template <class T, class W, bool TILED = false>
 int run(const Call& c) {
-    static thread_local Room room;
+    static thread_local Room room, tiles;
+    int most = 0;
+    for (int tile = 0; tile < c.count; tile++) most = std::max(most, room_of(c, c.tiles + tile * 4));
+    const int64_t each = aside(c, most);
+    float* all = tiles.of<float>(c.threads * each);
     const Packed<W> packed(c, room);
-    if (!packed.k) return 0;
+    if (!packed.k || !all) return 0;
 #pragma omp parallel num_threads(c.threads)
     {
 #if AMX
@@ -338,12 +351,13 @@ int run(const Call& c) {
             for (int head = 0; head < c.kv_heads; head++) pack<T, W>(c, packed, block, head);
 #pragma omp for collapse(2) schedule(dynamic, 1)
         for (int tile = 0; tile < c.count; tile++)
-            for (int head = 0; head < c.kv_heads; head++) attend<T, W, TILED>(c, packed, c.tiles + tile * 4, head);
+            for (int head = 0; head < c.kv_heads; head++) attend<T, W, TILED>(c, packed, c.tiles + tile * 4, head, all + omp_get_thread_num() * each);
 #if AMX
         if (TILED) _tile_release();
 #endif
     }
     room.end();
+    tiles.end();
     return 1;
 }
 

@@ -21,10 +21,11 @@ struct bf16 { uint16_t bits; };
 
 inline vec load(const float* p) { vec v; std::memcpy(&v, p, sizeof v); return v; }
 inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
-inline vec splat(float x) { return vec{} + x; }
 #if defined(__AVX512F__)
+inline vec splat(float x) { return (vec)_mm512_set1_ps(x); }
 constexpr ivec COUNT = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 #else
+inline vec splat(float x) { return vec{x, x, x, x, x, x, x, x}; }
 constexpr ivec COUNT = {0, 1, 2, 3, 4, 5, 6, 7};
 #endif
 
