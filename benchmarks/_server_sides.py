@@ -6,6 +6,7 @@ so that it has other scores: those of the same model for its own token ids.
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -215,10 +216,12 @@ def _answers(port: int, path: str) -> bool:
 
 
 def free_port() -> int:
-    """One that nothing listens at."""
-    with socket.socket() as own:
-        own.bind(("127.0.0.1", 0))
-        return int(own.getsockname()[1])
+    """One that nothing listens at, below those that the system gives to who asks for any, as other servers do."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with suppress(OSError), socket.socket() as own:
+            own.bind(("127.0.0.1", port))
+            return port
 
 
 def python_of(peer: str) -> Path | None:

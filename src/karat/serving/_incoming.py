@@ -93,8 +93,8 @@ class Incoming:
             raise ApiError(421, "this server is not called by that name; start it with --allowed-host", "wrong_host")
 
     def check_method(self, wanted: str) -> None:
-        """Raise ApiError for another method."""
-        if self.method != wanted:
+        """Raise ApiError for another method; HEAD asks as GET does, and uvicorn leaves the body away."""
+        if self.method != wanted and (self.method, wanted) != ("HEAD", "GET"):
             raise ApiError(405, f"use {wanted} here", "method_not_allowed", headers={"Allow": wanted})
 
     def deadline(self, settings: Settings) -> float:
