@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 
 import architectures
 import pytest
@@ -60,6 +61,65 @@ def test_every_architecture_as_transformers_alone(name):
     asked = sequences()
     assert worst(engine.run(asked), [architectures.alone(model, s) for s in asked]) < TOLERANCE
     assert worst(engine.run(asked[::-1]), [architectures.alone(model, s) for s in asked[::-1]]) < TOLERANCE
+
+
+@pytest.fixture
+def no_kernel(monkeypatch):
+    """As where there is no compiler, or on another device."""
+    monkeypatch.setenv("KARAT_NATIVE", "0")
+    _native.kernel.cache_clear()
+    yield
+    monkeypatch.undo()
+    _native.kernel.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen3", "Mistral", "Gemma2", "GptOss", "GPTNeoX", "Bert"])
+@pytest.mark.parametrize(("span", "keys"), [(512, 1 << 16), (3, 64)])
+def test_torchs_own_attention_over_gathered_paths(name, span, keys, no_kernel, monkeypatch):
+    monkeypatch.setattr(attention, "SPAN", span)
+    monkeypatch.setattr(attention, "GATHERED", keys)
+    model = architectures.build(name)
+    engine, asked = probe.choose(model), sequences()
+    assert isinstance(engine, ForestEngine)
+    for _ in range(2):  # from the cache, too
+        assert worst(engine.run(asked), [architectures.alone(model, s) for s in asked]) < TOLERANCE
+    long = [Sequence(tuple(range(5, 205)) + ids, {"last": (202,)}) for ids in ((7, 8, 9), (9, 8, 7, 6))]
+    assert worst(engine.run(long), [architectures.alone(model, s) for s in long]) < TOLERANCE
+
+
+def test_spans_of_a_path_are_joined_and_see_their_own_blocks():
+    tiles = torch.tensor([[0, 24, 0, 3], [24, 24, 0, 3], [48, 24, 0, 3], [72, 9, 3, 1]], dtype=torch.int32)
+    queries = plan.Queries(torch.arange(81) + torch.tensor([20] * 72 + [-70] * 9), tiles, torch.arange(4))
+    assert attention._spans(queries) == [(0, 72, 0, 2), (72, 9, 3, 1)]
+
+
+class Slow:
+    """An engine that takes its time."""
+
+    def __init__(self, engine, seconds):
+        self.engine, self.seconds, self.forward = engine, seconds, getattr(engine, "forward", None)
+
+    def run(self, asked):
+        time.sleep(self.seconds)
+        return self.engine.run(asked)
+
+
+def test_the_faster_of_two_is_chosen_by_time(qwen):
+    forest, padded = ForestEngine(qwen), PaddedEngine(PaddedForward(qwen))
+    assert probe.is_faster(forest, Slow(padded, 1.0))
+    assert not probe.is_faster(Slow(forest, 1.0), padded)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["Llama", "Qwen3", "Gemma2"])
+def test_the_same_on_a_gpu(name, dtype):
+    model, asked = architectures.build(name).to(dtype), sequences()
+    engine = ForestEngine(model.to("cuda"), probe.ON_CUDA, probe.ON_CUDA)
+    assert probe.agrees(engine, PaddedEngine(PaddedForward(model)))
+    found = [{n: s.cpu() for n, s in states.items()} for states in engine.run(asked)]
+    wanted = PaddedEngine(PaddedForward(model.to("cpu").float())).run(asked)
+    assert worst(found, wanted) < probe.TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("name", architectures.PADDED)
@@ -384,7 +444,8 @@ def test_kernel(dtype, heads, size, how):
     )
     got, wanted = torch.empty(at, heads[0], size, dtype=dtype), torch.empty(at, heads[0], size)
     attention.native(q, k, v, got, built.block_rows, built.queries, settings)
-    attention.plain(q.float(), k.float(), v.float(), wanted, built.block_rows, built.queries, settings)
+    groups = attention.groups_of(built.block_rows, built.queries, settings.window)
+    attention.gathered(q.float(), k.float(), v.float(), wanted, groups, settings)
     error = float((got.float() - wanted).abs().max())
     assert error < (2e-5 if dtype == torch.float32 else 2e-2), error
 

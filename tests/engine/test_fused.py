@@ -22,13 +22,18 @@ DTYPES = [torch.float32, torch.bfloat16]
 class Feed(nn.Module):
     """A gated feed-forward as most have it."""
 
-    def __init__(self, size=32, wide=48):
+    def __init__(self, size=32, wide=48, act=functional.silu):
         super().__init__()
+        self.act = act
         self.gate, self.up = nn.Linear(size, wide, bias=False), nn.Linear(size, wide)
         self.down = nn.Linear(wide, size)
 
     def forward(self, x):
-        return self.down(functional.silu(self.gate(x)) * self.up(x))
+        return self.down(self.act(self.gate(x)) * self.up(x))
+
+
+def tanh_gelu(x):
+    return functional.gelu(x, approximate="tanh")
 
 
 def seeded(module, dtype=torch.float32):
@@ -70,15 +75,17 @@ def test_each_norm_has_its_own_formula():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 32), (3, 32), (1, 600, 32)])
-def test_a_gate_gives_the_modules_own_numbers(dtype, shape):
-    module, x = seeded(Feed(), dtype), rows(*shape, dtype=dtype)
+@pytest.mark.parametrize("act", [functional.silu, tanh_gelu])
+def test_a_gate_gives_the_modules_own_numbers(dtype, shape, act):
+    module, x = seeded(Feed(act=act), dtype), rows(*shape, dtype=dtype)
     with torch.no_grad():
         found, wanted = fused.forwards(module)[module](x), module(x)
     torch.testing.assert_close(found, wanted, **({"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {}))
 
 
-def test_a_gate_of_large_numbers_and_of_none():
-    module = seeded(Feed())
+@pytest.mark.parametrize("act", [functional.silu, tanh_gelu])
+def test_a_gate_of_large_numbers_and_of_none(act):
+    module = seeded(Feed(act=act))
     own = fused.forwards(module)[module]
     with torch.no_grad():
         for parameter in (module.gate.weight, module.up.weight):
@@ -131,8 +138,15 @@ def adapted():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "module",
-    [nn.LayerNorm(32), Shifted(32), LlamaRMSNorm(40), Scaled(), nn.Sequential(*(nn.Linear(32, 32) for _ in range(3)))],
-    ids=["LayerNorm", "shifted", "narrow", "scaled", "sequence"],
+    [
+        nn.LayerNorm(32),
+        Shifted(32),
+        LlamaRMSNorm(40),
+        Scaled(),
+        Feed(act=functional.gelu),
+        nn.Sequential(*(nn.Linear(32, 32) for _ in range(3))),
+    ],
+    ids=["LayerNorm", "shifted", "narrow", "scaled", "by erf", "sequence"],
 )
 def test_what_computes_something_else_is_left_alone(module, dtype):
     assert fused.forwards(seeded(module, dtype)) == {}
@@ -173,7 +187,7 @@ def test_more_arguments_go_to_the_module():
         close(own(x, gate=x), module(x, gate=x))
 
 
-@pytest.mark.parametrize(("name", "norms", "feeds"), [("Qwen3", 4, 1), ("Gemma2", 4, 0), ("GPT2", 0, 0)])
+@pytest.mark.parametrize(("name", "norms", "feeds"), [("Qwen3", 4, 1), ("Gemma2", 4, 1), ("GPT2", 0, 0)])
 def test_what_is_found_of_architectures(name, norms, feeds):
     model = architectures.build(name, hidden_size=96) if name != "GPT2" else architectures.build(name)
     engine, count = ForestEngine(model), model.config.num_hidden_layers

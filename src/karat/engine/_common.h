@@ -91,9 +91,11 @@ inline vec exponential(vec x) {
     return (vec)((ivec)p + (__builtin_convertvector(rounded, ivec) << 23));
 }
 
-// x / (1 + e^-x) * up, rounded to T between as two operations would.
-template <class T> inline vec gated(vec x, vec up) {
-    const vec e = exponential(x < 0.f ? x : -x), share = (x < 0.f ? e : splat(1.f)) / (1.f + e);
+// x / (1 + e^-z) * up, rounded to T between as two operations would: z is x for SiLU, and 2 √(2/π) (x + 0.044715 x³) for
+// GELU by tanh, since 1 + tanh u is 2 / (1 + e^-2u).
+template <class T> inline vec gated(vec x, vec up, bool gelu) {
+    const vec z = gelu ? 1.5957691216057308f * (x + 0.044715f * x * x * x) : x;
+    const vec e = exponential(z < 0.f ? z : -z), share = (z < 0.f ? e : splat(1.f)) / (1.f + e);
     return rounded_to<T>(x * share) * up;
 }
 

@@ -19,7 +19,7 @@ struct Gate {
     void* gate;  // [count], and where the product goes
     const void* up;
     int64_t count;
-    int32_t threads;
+    int32_t threads, gelu;  // by tanh; else SiLU
 };
 
 // Mirrored in rotary.py. Heads are multiples of 32 numbers; those of a row's result lie one behind the other.
@@ -61,7 +61,7 @@ template <class T> void gates(const Gate& g) {
 #pragma omp parallel for schedule(static) num_threads(g.threads) if (g.count > SMALL)
     for (int64_t first = 0; first < g.count; first += PART)
         for (int64_t i = first; i < std::min(first + PART, g.count); i += LANES)
-            keep(gate + i, gated<T>(load(gate + i), load(up + i)));
+            keep(gate + i, gated<T>(load(gate + i), load(up + i), g.gelu));
 }
 
 // Number i of a head is turned with number i + size / 2; products are rounded as operations of their own would.

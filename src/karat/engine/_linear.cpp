@@ -1,5 +1,5 @@
 // Products of bfloat16 rows with a layer's weights in a CPU's matrix tiles: y = x Wᵀ + b, summed in float32;
-// or with those of two layers, of which one is the other's gate: y = silu(x Gᵀ + c) (x Wᵀ + b).
+// or with those of two layers, of which one is the other's gate: y = act(x Gᵀ + c) (x Wᵀ + b).
 //
 // A number's additions go through the depth from its beginning to its end, however many rows there are: the same bits
 // in any company. Weights are read as they lie. It is x whose numbers are brought into the pairs that tiles multiply,
@@ -60,7 +60,7 @@ struct Product {
     const bf16 *gate, *gate_bias;   // as weight, or null, and as bias
     bf16* y;                        // [rows, width]
     int64_t rows, stride;           // of x
-    int32_t depth, width, threads;
+    int32_t depth, width, threads, gelu;  // gelu: by tanh, is the gate's activation; else SiLU
 };
 
 namespace {
@@ -115,7 +115,7 @@ void columns(const Product& p, const bf16* packed, int64_t first, int rows, int 
             const int count = std::min(16, rows - from);
             auto value = [&](int i) { return summed(s, bias, i); };
             auto gated_value = [&](int i) {
-                return gated<bf16>(rounded_to<bf16>(summed(g, gate_bias, i)), rounded_to<bf16>(value(i)));
+                return gated<bf16>(rounded_to<bf16>(summed(g, gate_bias, i)), rounded_to<bf16>(value(i)), p.gelu);
             };
             if (p.gate) keep(gated_value, y, p.width, count, large);
             else keep(value, y, p.width, count, large);

@@ -9,12 +9,15 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from karat.engine import _native
 from karat.engine.plan import BLOCK, Batch, Queries
 
 NAME = "karat"
+SPAN = 512  # query rows of one path that torch's attention takes together
+GATHERED = 1 << 16  # keys that are gathered for it at a time
 # The forward under way of each module: not every architecture hands its keyword arguments on, and recomputation
 # for gradients runs in threads of its own.
 RUNNING: WeakKeyDictionary[nn.Module, "Attends"] = WeakKeyDictionary()
@@ -69,6 +72,15 @@ class Settings(NamedTuple):
     sinks: Tensor | None  # by head, a score that takes weight and gives nothing
 
 
+class Group(NamedTuple):
+    """Spans of query rows that go through torch's attention together, filled up to the longest."""
+
+    queries: Tensor  # int64 [S, Q], rows of the forward
+    keys: Tensor  # int64 [S, K], rows of the store by position
+    seen: Tensor  # bool [S, 1, Q, K]
+    real: Tensor  # int64 [N], which of the S * Q are no filling
+
+
 @dataclass
 class Running:
     """One forward that scores: what its attention needs, and what it is at."""
@@ -78,6 +90,7 @@ class Running:
     capture: bool = False  # end the layer once its keys and values are stored
     reading: bool = False  # the layer is given the read rows only
     _layers: dict[int, int] = field(default_factory=dict)
+    _groups: dict[tuple[bool, int | None], list[Group]] = field(default_factory=dict)
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, how: Settings) -> Tensor:
         """[1, heads, T, D] each → [1, T, heads, D]: every query row over its own path of keys."""
@@ -95,9 +108,19 @@ class Running:
         q_THD = query[0].transpose(0, 1)
         out_THD = q_THD.new_zeros(*q_THD.shape[:2], values.shape[-1])
         queries = batch.reading if self.reading else batch.queries
-        attention = native if _native.takes(q_THD, keys, values) else plain
-        attention(q_THD, keys, values, out_THD, batch.block_rows, queries, how)
+        if _native.takes(q_THD, keys, values):
+            native(q_THD, keys, values, out_THD, batch.block_rows, queries, how)
+        else:
+            gathered(q_THD, keys, values, out_THD, self._groups_of(queries, how.window, q_THD.device), how)
         return out_THD[None]
+
+    def _groups_of(self, queries: Queries, window: int | None, device: torch.device) -> list[Group]:
+        """Made once for all layers of a forward."""
+        key = (self.reading, window)
+        if key not in self._groups:
+            made = groups_of(self.batch.block_rows, queries, window)
+            self._groups[key] = [Group(*(part.to(device) for part in group)) for group in made]
+        return self._groups[key]
 
 
 def forest(
@@ -126,30 +149,73 @@ def native(
     _native.attention(q_THD, keys, values, out_THD, {"block_rows": block_rows, **vars(queries)}, how._asdict())
 
 
-def plain(
-    q_THD: Tensor, keys: Tensor, values: Tensor, out_THD: Tensor, block_rows: Tensor, queries: Queries, how: Settings
-) -> None:
-    """The same in torch's own operations, on any device: where the kernel cannot be had, and what it is held to."""
-    group = q_THD.shape[1] // keys.shape[1]
-    for first, count, start, blocks in queries.tiles.tolist():
-        rows = block_rows[queries.paths[start : start + blocks].long()].flatten().long().to(keys.device)
-        k, v = keys[rows.clamp(min=0)].float(), values[rows.clamp(min=0)].float()
-        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        scores = torch.einsum("qhd,khd->hqk", q_THD[first : first + count].float(), k) * how.scale
-        if cap := how.softcap:
-            scores = cap * torch.tanh(scores / cap)
-        limit = queries.limits[first : first + count, None].to(keys.device)
-        position = torch.arange(blocks * BLOCK, device=keys.device)[None]
-        seen = position <= limit
-        if window := how.window:
-            seen &= position > limit - window
-        scores = scores.masked_fill(~seen, float("-inf"))
-        if (sinks := how.sinks) is not None:
-            scores = torch.cat([scores, sinks.float().view(-1, 1, 1).expand(-1, count, 1)], -1)
-        weights = scores.softmax(-1)[..., : blocks * BLOCK]
-        # Rows behind the last key have weight 0 but may hold anything.
-        v = v.masked_fill((rows < 0)[:, None, None], 0)
-        out_THD[first : first + count] = torch.einsum("hqk,khd->qhd", weights, v).to(out_THD.dtype)
+def groups_of(block_rows: Tensor, queries: Queries, window: int | None) -> list[Group]:
+    """Query rows and their paths, spans of about the same size together."""
+    alike: dict[tuple[int, int], list[tuple[int, int, int, int]]] = {}
+    for span in _spans(queries):
+        alike.setdefault((span[1].bit_length(), span[3].bit_length()), []).append(span)
+    out = []
+    for spans in alike.values():
+        count = max(1, GATHERED // (BLOCK * max(span[3] for span in spans)))
+        out += [_group(spans[i : i + count], block_rows, queries, window) for i in range(0, len(spans), count)]
+    return out
+
+
+def _spans(queries: Queries) -> list[tuple[int, int, int, int]]:
+    """First query row, rows, first entry of the path, and as many entries as they see; tiles of one path are joined."""
+    found: list[tuple[int, int, int]] = []
+    for first, count, start, _ in queries.tiles.tolist():
+        if found and found[-1][2] == start and sum(found[-1][:2]) == first and found[-1][1] + count <= SPAN:
+            first, before, _ = found.pop()
+            count += before
+        found.append((first, count, start))
+    return [(*span, int(queries.limits[span[0] : sum(span[:2])].max()) // BLOCK + 1) for span in found]
+
+
+def _group(spans: list[tuple[int, int, int, int]], block_rows: Tensor, queries: Queries, window: int | None) -> Group:
+    first, count, start, blocks = (torch.tensor(own)[:, None] for own in zip(*spans, strict=True))
+    at_Q, at_B = torch.arange(int(count.max())), torch.arange(int(blocks.max()))
+    rows_SQ = first + at_Q.where(at_Q < count, 0)
+    paths_SB = queries.paths[start + at_B.where(at_B < blocks, 0)]
+    keys_SK = block_rows[paths_SB.long()].flatten(1).long()
+    keys_SK = keys_SK.where(keys_SK >= 0, keys_SK[:, :1])  # a row that holds numbers, whatever they are
+    limit, position = queries.limits[rows_SQ][..., None], torch.arange(keys_SK.shape[1])
+    seen_SQK = position <= limit
+    if window:
+        seen_SQK &= position > limit - window
+    return Group(rows_SQ, keys_SK, seen_SQK[:, None], (at_Q < count).flatten().nonzero()[:, 0])
+
+
+def gathered(q_THD: Tensor, keys: Tensor, values: Tensor, out_THD: Tensor, groups: list[Group], how: Settings) -> None:
+    """The same by torch's own kernels, on any device: where ours cannot be had, and what it is held to."""
+    for group in groups:
+        taken = ((q_THD, group.queries), (keys, group.keys), (values, group.keys))
+        q, k, v = (kept[rows].transpose(1, 2) for kept, rows in taken)
+        attention = _by_scores if how.softcap or how.sinks is not None else _fused
+        out = attention(q, k, v, group.seen, how)
+        out_THD[group.queries.flatten()[group.real]] = out.transpose(1, 2).flatten(0, 1)[group.real]
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, how: Settings) -> Tensor:
+    """[S, heads, Q or K, D] → [S, heads, Q, D]; what shares a key head becomes rows of it: few kernels know groups."""
+    spans, heads, count, size = q.shape
+    times = heads // k.shape[1]
+    rows = q.reshape(spans, heads // times, times * count, size)
+    out: Tensor = scaled_dot_product_attention(rows, k, v, seen.repeat(1, 1, times, 1), scale=how.scale)
+    return out.reshape(spans, heads, count, v.shape[-1])
+
+
+def _by_scores(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, how: Settings) -> Tensor:
+    """[S, heads, Q or K, D] → [S, heads, Q, D], with what torch's fused kernels do not have."""
+    k, v = (kept.float().repeat_interleave(q.shape[1] // k.shape[1], 1) for kept in (k, v))
+    scores = q.float() @ k.transpose(-1, -2) * how.scale
+    if cap := how.softcap:
+        scores = cap * torch.tanh(scores / cap)
+    scores = scores.masked_fill(~seen, float("-inf"))
+    if how.sinks is not None:
+        sinks = how.sinks.float().view(-1, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, sinks], -1)
+    return (scores.softmax(-1)[..., : k.shape[2]] @ v).to(q.dtype)
 
 
 def window_of_mask(*_: Any, local_size: int | None = None, **__: Any) -> Tensor:

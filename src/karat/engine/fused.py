@@ -1,7 +1,8 @@
 """What lies between a layer's products in one pass over memory each, where a module computes what the kernels do.
 
 Which modules do is found by what they give, not by their names: a norm by root mean square is one that gives the same
-numbers as its formula, and a gated feed-forward one that hands `silu(gate) * up` to its third linear layer.
+numbers as its formula, and a gated feed-forward one that hands `act(gate) * up` to its third linear layer, where `act`
+is SiLU or GELU by tanh.
 """
 
 import contextlib
@@ -37,8 +38,21 @@ class Gate(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("gate", "up")),
         ("count", ctypes.c_int64),
-        ("threads", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("threads", "gelu")),
     )
+
+
+class Feed(NamedTuple):
+    """The layers of `down(act(gate(x)) * up(x))`; act is GELU by tanh, or SiLU."""
+
+    gate: nn.Linear
+    up: nn.Linear
+    down: nn.Linear
+    gelu: bool
+
+    def act(self, x: Tensor) -> Tensor:
+        """By torch's operations."""
+        return functional.gelu(x, approximate="tanh") if self.gelu else functional.silu(x)
 
 
 class Formula(NamedTuple):
@@ -68,8 +82,8 @@ def forwards(backbone: nn.Module) -> dict[Any, Forward]:
                 continue
             if (formula := formula_of(module)) is not None:
                 found[module] = _norm(module, formula)
-            elif (parts := gated_parts(module)) is not None:
-                found[module] = _gated(module, *parts)
+            elif (feed := feed_of(module)) is not None:
+                found[module] = _gated(module, feed)
             elif (forward := rotary.forward_of(module)) is not None:
                 found[module] = forward
     return found
@@ -91,8 +105,8 @@ def formula_of(module: nn.Module) -> Formula | None:
     return next((own for own in formulas if torch.equal(given, own(x, weight))), None)
 
 
-def gated_parts(module: nn.Module) -> list[nn.Linear] | None:
-    """The layers gate, up and down of `down(silu(gate(x)) * up(x))`, where that is what a module computes."""
+def feed_of(module: nn.Module) -> Feed | None:
+    """The layers of a gated feed-forward, where that is what a module computes."""
     linears = [child for child in module.children() if isinstance(child, nn.Linear)]
     others = [child for child in module.children() if not isinstance(child, nn.Linear)]
     if len(linears) != 3 or any(True for other in others for _ in other.parameters()):
@@ -107,8 +121,9 @@ def gated_parts(module: nn.Module) -> list[nn.Linear] | None:
         product = took[down]
         if given is not gives[down] or not took[gate] is took[up] is x or product is None:
             continue
-        if torch.equal(product, functional.silu(gives[gate]) * gives[up]):
-            return [linears[gate], linears[up], linears[down]]
+        feeds = (Feed(linears[gate], linears[up], linears[down], gelu) for gelu in (False, True))
+        if found := next((feed for feed in feeds if torch.equal(product, feed.act(gives[gate]) * gives[up])), None):
+            return found
     return None
 
 
@@ -162,20 +177,20 @@ def _norm(module: nn.Module, formula: Formula) -> Forward:
     return forward
 
 
-def _gated(module: nn.Module, gate: nn.Linear, up: nn.Linear, down: nn.Linear) -> Forward:
-    whole = module.forward
+def _gated(module: nn.Module, feed: Feed) -> Forward:
+    whole, (gate, up, down, gelu) = module.forward, feed
 
     def forward(x: Tensor, *more: Any, **named: Any) -> Any:
         if not (more or named) and x.dtype == torch.bfloat16 and linear.are_tiled(gate, up):
-            return down(linear.gated(x, gate, up))
+            return down(linear.gated(x, gate, up, gelu))
         # The product is written over what the gate's layer gave, which a hook may have kept.
         if more or named or gate._forward_hooks or not x.numel():
             return whole(x, *more, **named)
         left, right = gate(x), up(x)
         if left.shape != right.shape or left.dtype != right.dtype or left.dtype not in _native.NAMES:
-            return down(functional.silu(left) * right)
+            return down(feed.act(left) * right)
         left, right = left.contiguous(), right.contiguous()
-        what = Gate(left.data_ptr(), right.data_ptr(), left.numel(), torch.get_num_threads())
+        what = Gate(left.data_ptr(), right.data_ptr(), left.numel(), torch.get_num_threads(), gelu)
         _native.call_kernel(f"karat_gate_{_native.NAMES[left.dtype]}", what)
         return down(left)
 

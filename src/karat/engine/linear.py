@@ -17,7 +17,7 @@ class Product(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "gate", "gate_bias", "y")),
         *((name, ctypes.c_int64) for name in ("rows", "stride")),
-        *((name, ctypes.c_int32) for name in ("depth", "width", "threads")),
+        *((name, ctypes.c_int32) for name in ("depth", "width", "threads", "gelu")),
     )
 
 
@@ -68,13 +68,21 @@ def are_tiled(*layers: nn.Module) -> bool:
     )
 
 
-def gated(x: Tensor, gate: nn.Linear, up: nn.Linear) -> Tensor:
-    """silu(gate(x)) * up(x) of tiled layers, [..., D] → [..., E]; rounded as operations of their own would be."""
-    return _linear(x, up.weight, up.bias, gate.weight, gate.bias)
+def gated(x: Tensor, gate: nn.Linear, up: nn.Linear, gelu: bool = False) -> Tensor:
+    """silu(gate(x)) * up(x) of tiled layers, [..., D] → [..., E]; rounded as operations of their own would be.
+
+    `gelu`: by tanh, in the place of SiLU.
+    """
+    return _product(x, up.weight, up.bias, gate.weight, gate.bias, gelu)
 
 
-def _linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor | None = None, gate_bias: Tensor | None = None
+def _product(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gate: Tensor | None = None,
+    gate_bias: Tensor | None = None,
+    gelu: bool = False,
 ) -> Tensor:
     width, depth = weight.shape
     if x.shape[-1] != depth or (gate is not None and gate.shape != weight.shape):
@@ -87,7 +95,7 @@ def _linear(
     if len(rows_RD):
         product = Product(
             rows_RD.data_ptr(), *(None if part is None else part.data_ptr() for part in read), y.data_ptr(),
-            len(rows_RD), rows_RD.stride(0), depth, width, torch.get_num_threads(),
+            len(rows_RD), rows_RD.stride(0), depth, width, torch.get_num_threads(), gelu,
         )  # fmt: skip
         _native.call_kernel("karat_linear", product)
     return y
@@ -101,5 +109,5 @@ def _shape(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 _registry: Any = library
 _library = _registry.Library("karat", "DEF")
 _library.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
-_library.impl("linear", _linear, "CPU")
+_library.impl("linear", _product, "CPU")
 _registry.register_fake("karat::linear", _shape, lib=_library)

@@ -19,12 +19,13 @@ from karat.engine.forest import ForestEngine
 from karat.engine.packed import PackedForward
 from karat.engine.padded import PaddedEngine, PaddedForward, to_device
 from karat.models._quantised import is_alone, is_quantised
-from karat.models.backbone import quiet, vocabulary
+from karat.models.backbone import position_offset, positions, quiet, vocabulary
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 # What an architecture of another shape raises somewhere inside.
 UNFIT = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 PROMPT, ANSWERS = 13, (5, 3, 9)
+ON_CUDA = 4096  # tokens to a forward there, and of the cache: memory is dear, and to compute again is not
 
 
 def choose(backbone: nn.Module, deterministic: bool = False, compiled: bool = False) -> Engine:
@@ -42,10 +43,8 @@ def choose(backbone: nn.Module, deterministic: bool = False, compiled: bool = Fa
 def _compiled(backbone: nn.Module, like: Engine) -> ForestEngine:
     """A compiled engine that gives the answers of one that is not."""
     if not isinstance(like, ForestEngine) or not len(_patches.layers(backbone)):
-        raise types.Refused(
-            "only what runs on a CPU and shares prefixes, in one number format, is compiled; leave compiled out"
-        )
-    engine = ForestEngine(backbone, causal=like.causal, trim=like.trim, widen=like.widen, compiled=True)
+        raise types.Refused("only what shares prefixes, in one number format, is compiled; leave compiled out")
+    engine = ForestEngine(backbone, like.budget, like.cache, like.causal, like.trim, widen=like.widen, compiled=True)
     if not agrees(engine, like):
         raise types.Refused(
             "torch cannot compile this model, or not rightly; a C++ compiler is needed; leave compiled out"
@@ -62,13 +61,14 @@ def _chosen(backbone: nn.Module, deterministic: bool) -> Engine:
     dtypes = {p.dtype for p in backbone.parameters()}
     if deterministic and torch.get_num_threads() > 2:
         return reference  # torch shares out an activation's numbers so that their bits depend on how many there are
-    on_cpu = next(backbone.parameters()).device.type == "cpu"  # elsewhere, fused attention over padded rows is faster
-    if on_cpu:
+    device = next(backbone.parameters()).device.type
+    if device == "cpu":
         _heap.keep_freed()
-    if on_cpu and len(dtypes) == 1 and dtypes <= set(TOLERANCE):
+    known = device == "cpu" or (device == "cuda" and not deterministic)  # whose libraries have an order for each shape
+    if known and len(dtypes) == 1 and dtypes <= set(TOLERANCE):
         for candidate in _candidates(backbone, reference, deterministic):
             if agrees(candidate, reference):
-                return _fresh(candidate)
+                return _fresh(candidate) if device == "cpu" or is_faster(candidate, reference) else reference
     return reference
 
 
@@ -118,8 +118,31 @@ def _learns_alike(packed: PackedForward, reference: PaddedForward) -> bool:
 def _candidates(backbone: nn.Module, reference: PaddedEngine, deterministic: bool) -> Iterator[ForestEngine]:
     with contextlib.suppress(*UNFIT):
         causal, widen = is_causal(reference), _is_faster_in_float32(backbone)
+        on_cpu = next(backbone.parameters()).device.type == "cpu"
+        budget, cache = (2048, 16384) if on_cpu else (ON_CUDA, ON_CUDA)
         for trim in (True, False):
-            yield ForestEngine(backbone, causal=causal, trim=trim, deterministic=deterministic, widen=widen)
+            yield ForestEngine(backbone, budget, cache, causal, trim, deterministic, widen)
+
+
+def is_faster(engine: Engine, reference: PaddedEngine) -> bool:
+    """Whether it takes less time than the reference, the best of three by turns: answers to one prompt, and to none."""
+    backbone: Any = reference.forward.backbone
+    longest = min(512, positions(backbone.config) or 512) - position_offset(backbone)
+    chance = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocabulary(backbone), (32, longest), generator=chance)
+    ids[:16, : longest // 2] = ids[0, : longest // 2]
+    lengths = [longest - i * longest // 64 for i in range(32)]
+    sequences = [_read(tuple(row[:n].tolist()), n - 1) for row, n in zip(ids, lengths, strict=True)]
+    times: dict[int, list[float]] = {}
+    for _ in range(4):
+        for one in (engine, reference):
+            if isinstance(one, ForestEngine):
+                one.clear()
+            start = time.perf_counter()
+            _stack(one.run(sequences)).sum().item()  # which waits for the device
+            times.setdefault(id(one), []).append(time.perf_counter() - start)
+    ours, theirs = (min(own[1:]) for own in times.values())
+    return ours < theirs
 
 
 def _is_faster_in_float32(backbone: nn.Module) -> bool:
