@@ -108,6 +108,7 @@ def test_the_faster_of_two_is_chosen_by_time(qwen):
     forest, padded = ForestEngine(qwen), PaddedEngine(PaddedForward(qwen))
     assert probe.is_faster(forest, Slow(padded, 1.0))
     assert not probe.is_faster(Slow(forest, 1.0), padded)
+    assert not probe.is_faster(Slow(forest, "memory that runs out raises as this does"), padded)
 
 
 @pytest.mark.gpu

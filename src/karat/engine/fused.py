@@ -73,7 +73,7 @@ class Formula(NamedTuple):
 
 def forwards(backbone: nn.Module) -> dict[Any, Forward]:
     """Forwards, by module, of norms, gated feed-forwards and rotations that the kernels compute, without gradients."""
-    if _native.kernel() is None:
+    if _native.kernel() is None or any(weight.device.type != "cpu" for weight in backbone.parameters()):
         return {}
     found: dict[Any, Forward] = {}
     with torch.no_grad():
