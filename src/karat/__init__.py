@@ -42,7 +42,7 @@ def load(
     `device` "auto" is the first GPU, or the CPU. `dtype` "auto" is float32 on a CPU and the checkpoint's own on a GPU;
     heads are float32 always. `deterministic` gives a text the same bits whatever is scored beside or before it, at a
     little less speed; without it they agree to about 1e-6 in float32. `compiled` starts up to half a minute later and
-    is about a tenth faster on a CPU in bfloat16 (see docs/speed.md). `engine` is the URL of a vLLM server that
+    is for layers that karat has no kernels for (see docs/speed.md). `engine` is the URL of a vLLM server that
     runs the backbone, whose weights are not loaded then (see docs/scale.md). `options` are spec fields by name, as on
     the command line (`kind`, `pooling`, `max_length`, `over_length`, `layout`, …); they complete or override what the
     checkpoint says. `spec` stands for those of a published model, by name (such as "math-shepherd"), or of a file.

@@ -18,7 +18,7 @@ DTYPE = typer.Option(
 )
 DETERMINISTIC = typer.Option(False, "--deterministic", help="The same bits whatever is scored beside; a little slower.")
 COMPILED = typer.Option(
-    False, "--compiled", help="Compile first: half a minute, then a tenth faster in bfloat16 on a CPU."
+    False, "--compiled", help="Compile first: half a minute, for layers that karat has no kernels for."
 )
 ENGINE = typer.Option(None, help="URL of a vLLM server that runs the backbone: http://HOST:PORT, or …#NAME.")
 JSON = typer.Option(False, "--json", help="Print JSON on stdout, for programs.")
