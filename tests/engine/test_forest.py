@@ -2,7 +2,6 @@
 
 import random
 import threading
-import time
 
 import architectures
 import pytest
@@ -93,25 +92,35 @@ def test_spans_of_a_path_are_joined_and_see_their_own_blocks():
     assert attention._spans(queries) == [(0, 72, 0, 2), (72, 9, 3, 1)]
 
 
-class Slow:
-    """An engine that takes its time."""
+class Timed:
+    """An engine whose every run takes as long as it is told, by a clock of its own."""
 
-    def __init__(self, engine, seconds):
-        self.engine, self.seconds, self.forward = engine, seconds, getattr(engine, "forward", None)
+    def __init__(self, engine, clock, seconds):
+        self.engine, self.clock, self.seconds, self.forward = engine, clock, seconds, getattr(engine, "forward", None)
 
     def run(self, asked):
-        time.sleep(self.seconds)
+        self.clock[0] += self.seconds
         return self.engine.run(asked)
 
 
-def test_the_faster_of_two_is_chosen_by_time(qwen):
-    forest, padded = ForestEngine(qwen), PaddedEngine(PaddedForward(qwen))
-    assert probe.is_faster(forest, Slow(padded, 1.0))
-    assert not probe.is_faster(Slow(forest, 1.0), padded)
-    assert not probe.is_faster(Slow(forest, "memory that runs out raises as this does"), padded)
+class Full:
+    """An engine that finds no memory."""
+
+    def run(self, asked):
+        raise torch.OutOfMemoryError("no memory")
+
+
+def test_the_faster_of_two_is_chosen_by_time(qwen, monkeypatch):
+    clock, padded = [0.0], PaddedEngine(PaddedForward(qwen))
+    monkeypatch.setattr(probe.time, "perf_counter", lambda: clock[0])
+    for ours, theirs in ((1.0, 1.1), (1.1, 1.0)):
+        forest, reference = Timed(ForestEngine(qwen), clock, ours), Timed(padded, clock, theirs)
+        assert probe.is_faster(forest, reference) == (ours < theirs)
+    assert not probe.is_faster(Full(), padded)
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["Llama", "Qwen3", "Gemma2"])
 def test_the_same_on_a_gpu(name, dtype):

@@ -84,10 +84,11 @@ inline vec madd(vec acc, const bf16* broadcast, const bf16* lanes) {
 inline float largest(vec v) {
 #if defined(__AVX512F__)
     return _mm512_reduce_max_ps((__m512)v);
-#endif
+#else
     for (int width = LANES / 2; width; width /= 2)
         for (int i = 0; i < width; i++) v[i] = std::max(v[i], v[i + width]);
     return v[0];
+#endif
 }
 
 // out[R][N vectors] (+)= rows[R][depth] . lanes[depth / STEP][width][STEP]

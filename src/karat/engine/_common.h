@@ -70,10 +70,11 @@ template <class T> inline vec rounded_to(vec v) {
 inline float total(vec v) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps((__m512)v);
-#endif
+#else
     for (int width = LANES / 2; width; width /= 2)
         for (int i = 0; i < width; i++) v[i] += v[i + width];
     return v[0];
+#endif
 }
 
 // e^x for x <= 0, to about 1e-7 of its value: 2^n times the Taylor terms of what is left.
