@@ -84,6 +84,15 @@ def offline(folder):
 # Loading anew
 
 
+def test_another_name_than_the_models_loads_nothing_anew(served, checkpoints):
+    made, here = served
+    put(checkpoints[1], here)
+    reply = made.ask("/admin/reload", {"model": "b"})
+    assert reply.status_code == 404 and servers.error(reply)["code"] == "model_not_found"
+    assert values(made) == pytest.approx(offline(checkpoints[0]), abs=1e-5)
+    assert made.ask("/admin/reload", {"model": "a"}).json()["reloaded"] is True
+
+
 def test_a_new_checkpoint_takes_the_place_of_the_old_one(served, checkpoints):
     made, here = served
     before = made.ask("/v1/models").json()["data"][0]["fingerprint"]

@@ -16,6 +16,7 @@ from karat.engine._work import Closed
 from karat.serving._app import routes
 from karat.serving._openapi import document
 from karat.serving._replies import unreadable
+from karat.serving._sentences import keys_of
 from karat.serving.base import Error
 from karat.serving.native import CompareBody, RewardBody
 from karat.serving.openai import ChatBody
@@ -107,7 +108,7 @@ def test_negative_control_a_reply_with_another_key():
 def told(body, given):
     with pytest.raises(ValidationError) as found:
         body.model_validate(given)
-    return unreadable(found.value, given)
+    return unreadable(found.value, given, keys_of(body))
 
 
 @pytest.mark.parametrize(
@@ -126,6 +127,13 @@ def told(body, given):
             {"prompt": "a", "a": "b", "c": "d"},
             "c",
             "c: there is no such key here; check how it is spelled",
+        ),
+        (RewardBody, {"prompt": "a", "candidate": ["b"]}, "candidate", "no such key here; did you mean 'candidates'?"),
+        (
+            RewardBody,
+            {"items": [{"promt": "a", "candidates": ["b"]}]},
+            "items.0.promt",
+            "did you mean 'prompt'?",
         ),
         (PoolBody, {"input": [[False]]}, "input.0.0", "give a whole number, not true or false"),
         (PoolBody, {"input": {}}, "input", "input: give a text or a list, not an object"),

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import http.client
+import json
 import os
 import random
 import resource
@@ -117,6 +118,9 @@ def test_what_is_no_request_gets_an_error_or_nothing(served, data):
     url, _ = served
     found = raw(url, data)
     assert found == b"" or found.split()[1][:1] == b"4", found[:200]
+    if found:
+        told = json.loads(found.partition(b"\r\n\r\n")[2])["error"]
+        assert told.keys() == {"message", "type", "param", "code"} and told["type"] == "invalid_request_error"
     assert httpx.get(f"{url}/livez").status_code == 200
 
 
@@ -217,6 +221,23 @@ def test_a_port_in_use_is_said_in_one_sentence_before_anything_is_loaded(karat, 
     code, _, said = karat("serve", "no-such-model", "--port", port)
     assert code == 1
     assert said == f"karat: something listens at 127.0.0.1:{port} already; choose another --port, or 0 for a free one\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--port", "70000", "65535"),
+        ("--port", "-1", "0"),
+        ("--max-body", "0", "1"),
+        ("--max-batch-tokens", "-5", "1"),
+        ("--max-wait", "0", "0 is no time to wait; give seconds above 0"),
+        ("--timeout", "nan", "nan is no time to wait; give seconds above 0"),
+        ("--timeout", "inf", "inf is no time to wait; give seconds above 0"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused_with_its_option(karat, option, value, told):
+    code, _, said = karat("serve", "no-such-model", option, value)
+    assert code == 2 and option in said and told in said
 
 
 def test_what_is_refused_before_a_model_is_loaded_imports_nothing_slow():

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import json
+import math
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -103,6 +104,17 @@ def _alike(name: str, known: Collection[str]) -> str:
     close = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.7)
     words = " or ".join(f"'--{word.replace('_', '-')}'" for word in close)
     return f"; did you mean {words}?" if words else "; --help says which there are"
+
+
+def seconds(value: float) -> float:
+    """An option that is a time to wait, as it is.
+
+    Raises:
+        typer.BadParameter: it is none.
+    """
+    if not 0 < value < math.inf:
+        raise typer.BadParameter(f"{value:g} is no time to wait; give seconds above 0")
+    return value
 
 
 def outputs(given: list[str]) -> tuple[Path | None, dict[str, Any]]:

@@ -11,7 +11,7 @@ def command(
     context: typer.Context,
     model: list[str] = typer.Argument(help="Folders or hub ids of reward models."),
     host: str = typer.Option("127.0.0.1", help="Address to listen at; others than this machine's own need a key."),
-    port: int = typer.Option(8000, help="Port to listen at; 0 takes a free one."),
+    port: int = typer.Option(8000, min=0, max=65535, help="Port to listen at; 0 takes a free one."),
     name: list[str] = typer.Option(
         None, help="A model's name in requests and replies, once for each; else the folder's or hub id."
     ),
@@ -21,10 +21,12 @@ def command(
     api_key_file: str = typer.Option("", help="A file with the key that clients have to show, or set KARAT_API_KEY."),
     insecure: bool = typer.Option(False, "--insecure", help="Listen beyond this machine without a key."),
     allowed_host: list[str] = typer.Option(None, help="A name that the server may be called by, beside its own."),
-    max_body: int = typer.Option(8 << 20, help="Bytes that a request may have."),
-    max_batch_tokens: int = typer.Option(2048, help="Tokens that are computed together."),
-    max_wait: float = typer.Option(30.0, help="Seconds that a request would wait, beyond which it gets 429."),
-    timeout: float = typer.Option(120.0, help="Seconds that a request may take at most."),
+    max_body: int = typer.Option(8 << 20, min=1, help="Bytes that a request may have."),
+    max_batch_tokens: int = typer.Option(2048, min=1, help="Tokens that are computed together."),
+    max_wait: float = typer.Option(
+        30.0, callback=_options.seconds, help="Seconds that a request would wait, beyond which it gets 429."
+    ),
+    timeout: float = typer.Option(120.0, callback=_options.seconds, help="Seconds that a request may take at most."),
     literal: bool = typer.Option(
         False, "--literal", help="Answer other dialects as their servers do where that differs: sigmoids by default."
     ),

@@ -26,6 +26,7 @@ from karat.serving._models import Models
 from karat.serving._openapi import document
 from karat.serving._pipeline import Pipeline
 from karat.serving._playground import LIVE, PATH, Playground, check_form, read
+from karat.serving._sentences import keys_of
 from karat.serving._traces import Trace
 from karat.serving.base import ApiError, Reply, Request, Route
 
@@ -168,7 +169,7 @@ class App:
         try:
             read = None if route.body is None else route.body.model_validate(body)
         except ValidationError as error:
-            raise _replies.unreadable(error, body) from None
+            raise _replies.unreadable(error, body, keys_of(route.body)) from None
         request = self._request(call, read, next(iter(self.pipelines)) if route.body is None else body.get("model"))
         found = await call.incoming.unless_left(route.handler(request))
         return found if isinstance(found, Reply) else Reply(found)

@@ -95,5 +95,5 @@ def _unheard(host: str, port: int, error: Exception) -> str:
         return f"something listens at {host}:{port} already; choose another --port, or 0 for a free one"
     if code in (errno.EACCES, errno.EPERM):
         return f"port {port} is not for everyone; choose a --port from 1024 up"
-    said = getattr(error, "strerror", None) or str(error).removesuffix(".")
+    said = (getattr(error, "strerror", None) or str(error).removesuffix(".")).partition(" (")[0]
     return f"{host}:{port} cannot be listened at ({said}); choose another --host or --port"

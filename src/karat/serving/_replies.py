@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from karat.engine._load import WorkError
 from karat.engine._work import Closed
-from karat.serving._sentences import problems
+from karat.serving._sentences import TOLD, problems
 from karat.serving.base import ApiError, Reply, as_error
 from karat.types import KaratError
 
@@ -37,11 +37,14 @@ def of_error(error: BaseException, number: str) -> Reply:
     return Reply({"error": told.as_json()}, headers=told.headers, status=told.status)
 
 
-def unreadable(error: ValidationError, body: Mapping[str, Any] | None = None) -> ApiError:
-    """What is wrong with a body, of many faults the first three; without the body only its own keys are named."""
-    found = problems(error, body or {})
-    said = [f"{path[:100]}: {sentence}" if path else sentence for path, sentence in found[:3]]
-    more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+def unreadable(error: ValidationError, body: Mapping[str, Any] | None = None, keys: Collection[str] = ()) -> ApiError:
+    """What is wrong with a body, of many faults the first few; without the body only its own keys are named.
+
+    `keys` are those that it may have.
+    """
+    found = problems(error, body or {}, keys)
+    said = [f"{path[:100]}: {sentence}" if path else sentence for path, sentence in found[:TOLD]]
+    more = f"; and {len(found) - TOLD} more" if len(found) > TOLD else ""
     return ApiError(400, "; ".join(said)[:600] + more, "invalid_value", found[0][0][:100] or None)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn, Protocol
 
+import pydantic_core
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -24,6 +25,7 @@ from karat.serving._generator import Generator
 from karat.serving._incoming import Settings
 from karat.serving._pipeline import Pipeline
 from karat.serving._turns import Turns
+from karat.serving.base import ApiError
 from karat.types import Refused
 
 MOST_HEAD = 64 << 10  # bytes of a request's first line and headers
@@ -225,6 +227,11 @@ class Guarded(HttpToolsProtocol):
             self.transport.write(_TOO_LONG)
             self.transport.close()
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP."""
+        self.transport.write(_NO_HTTP)
+        self.transport.close()
+
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
@@ -251,10 +258,14 @@ class Guarded(HttpToolsProtocol):
             self.transport.close()
 
 
-_ERROR = (
-    b'{"error":{"message":"the headers are too long","type":"invalid_request_error","param":null,"code":"too_large"}}'
+def _raw(status: str, error: ApiError) -> bytes:
+    """An error as it is sent where there is no request that the application could answer."""
+    body = pydantic_core.to_json({"error": error.as_json()})
+    head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {len(body)}"
+    return head.encode() + b"\r\n\r\n" + body
+
+
+_TOO_LONG = _raw(
+    "431 Request Header Fields Too Large", ApiError(431, "the headers are too long; send less of them", "too_large")
 )
-_TOO_LONG = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n"
-    b"content-length: %d\r\n\r\n%s" % (len(_ERROR), _ERROR)
-)
+_NO_HTTP = _raw("400 Bad Request", ApiError(400, "this is no HTTP request; speak HTTP/1.1, without TLS", "no_http"))

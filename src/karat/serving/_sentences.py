@@ -1,12 +1,16 @@
 """What is wrong with a body, in sentences that say what to send: pydantic's own tell of Python's types."""
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from typing import Any, TypeAlias
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 Path: TypeAlias = tuple[int | str, ...]
+
+TOLD = 3  # faults of a body that its sender is told of
 
 _TYPES = {
     "string_type": "a text",
@@ -40,18 +44,23 @@ _VALUES = {
     "string_too_long": "it is longer than {max_length} characters; give a shorter text",
     "string_too_short": "it is empty; give a text",
     "missing": "it is missing; give it",
-    "extra_forbidden": "there is no such key here; check how it is spelled, or leave it out",
+    "extra_forbidden": "there is no such key here; {mend}",
     "value_error": "{error}",
 }
 
 
-def problems(error: ValidationError, body: Mapping[str, Any]) -> list[tuple[str, str]]:
+def problems(error: ValidationError, body: Mapping[str, Any], keys: Collection[str] = ()) -> list[tuple[str, str]]:
     """The path of each place of a body that is wrong, such as `items.3.prompt`, and what to send there.
 
     Of a place that may be of several types, what fits best is told: the faults within it, or else all that it may be.
+    A key that is none of `keys` is told with the nearest, but only as many as are told: a body may have thousands.
     """
     at: dict[Path, list[ErrorDetails]] = {}
+    strangers = 0
     for own in error.errors(include_url=False):
+        if own["type"] == "extra_forbidden":
+            strangers += 1
+            own["ctx"] = {"mend": _mend(str(own["loc"][-1]), keys if strangers <= TOLD else ())}
         at.setdefault(_place(own, body), []).append(own)
     above = {path[:end] for path in at for end in range(len(path))}
     return [
@@ -59,6 +68,18 @@ def problems(error: ValidationError, body: Mapping[str, Any]) -> list[tuple[str,
         for path, own in at.items()
         if path not in above or any(one["type"] not in _TYPES for one in own)
     ]
+
+
+@cache
+def keys_of(shape: type[BaseModel]) -> frozenset[str]:
+    """All keys of a body and of what may be in it."""
+    schema = shape.model_json_schema()
+    return frozenset(name for own in (schema, *schema.get("$defs", {}).values()) for name in own.get("properties", ()))
+
+
+def _mend(key: str, keys: Collection[str]) -> str:
+    close = difflib.get_close_matches(key[:100], sorted(keys), 1, 0.75)
+    return f"did you mean {close[0]!r}?" if close else "check how it is spelled, or leave it out"
 
 
 def _place(error: ErrorDetails, body: Any) -> Path:

@@ -8,13 +8,16 @@ from karat.types import KaratError
 
 
 class ReloadBody(Strict):
-    """Which model; with one served, it need not be said."""
+    """Which model; with one served, it need not be said, but where it is, it has to be that one's name."""
 
     model: Name | None = None
 
 
 async def reload(request: Request[ReloadBody]) -> Any:
     """Load a model's folder again; it takes the old one's place if its golden scores hold, else the reason is told."""
+    if request.body.model not in (None, request.name):
+        told = f"there is no model {request.body.model!r:.60} here; give {request.name}, or leave it out"
+        raise ApiError(404, told, "model_not_found", "model")
     try:
         await request.all.reload(request.name)
     except KaratError as error:
