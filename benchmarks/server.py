@@ -144,7 +144,7 @@ def line(row: Row) -> str:
     """A row for people."""
     if "shows" in row:
         return f"  {'holds' if row['holds'] else 'FAILS'}  {row['shows']}: {row['figure']:g} ({row['wanted']})"
-    own = (f"{key} {value}" for key, value in row.items() if key not in ("part", "side", "turns"))
+    own = (f"{key} {value}" for key, value in row.items() if key not in ("part", "side", "turns", "held"))
     return f"{row['part']:10} {row['side']:16} {', '.join(own)}"
 
 
