@@ -241,7 +241,15 @@ def soak(server: Server, model: LocalModel, items: Sequence[Item], seconds: floa
         most = asyncio.run(closed(target, endless(work), 64, max(5.0, seconds / 60)))
         found, seen = asyncio.run(_watched(server, opened(target, endless(work), 0.8 * most.rate, seconds), seconds))
     first, last = seen[len(seen) // 10], seen[-1]
-    yield {"part": "soak", "side": "karat", "load": "80 %", **found.figures(), "first": first, "last": last, "held": seen}
+    yield {
+        "part": "soak",
+        "side": "karat",
+        "load": "80 %",
+        **found.figures(),
+        "first": first,
+        "last": last,
+        "held": seen,
+    }
     yield shown("soak: lost, doubled or wrong", found.lost + found.doubled + found.wrong + found.errors, most=0.0)
     yield shown("soak: growth of resident memory in percent", 100 * (last["MiB"] / first["MiB"] - 1), most=2.0)
 

@@ -66,6 +66,20 @@ def test_dropout_stays_with_padded_rows(name):
     assert isinstance(probe.choose_forward(model), PaddedForward)
 
 
+def test_the_faster_of_two_forwards_is_chosen_by_time(monkeypatch):
+    clock, model = [0.0], architectures.build("Llama")
+    packed, padded = PackedForward(model), PaddedForward(model)
+    monkeypatch.setattr(probe.time, "perf_counter", lambda: clock[0])
+
+    def learnt(forward, sequences):
+        clock[0] += seconds if forward is packed else 1.0
+        return [torch.zeros(1)]
+
+    monkeypatch.setattr(probe, "_learnt", learnt)
+    for seconds in (0.9, 1.1):
+        assert probe.learns_faster(packed, padded) == (seconds < 1.0)
+
+
 def test_layers_run_again_for_their_gradients():
     model = architectures.build("Qwen3").train()
     forward = probe.choose_forward(model)
@@ -142,7 +156,7 @@ def test_every_row_is_taken_from_one_place(sizes):
     parts.insert(1, _trained.Part(slice(root, ends[-1]), slice(0, root), False))
     split = _trained._split(parts, 40)
     assert bool(split.parts) == any(root + size > 40 for size in leaves)
-    found = torch.cat([g.rows_NL.flatten() for g in split.groups] + [every] * bool(split.parts))
+    found = torch.cat([g.queries_NQ.flatten() for g in split.groups] + [every] * bool(split.parts))
     assert torch.equal(found[split.order_T], every)
 
 
@@ -150,5 +164,5 @@ def test_trees_that_see_each_other_are_noticed(monkeypatch):
     """Negative control: a group whose rows see the rows that fill up their tree."""
     model = architectures.build("Llama")
     split = _trained._group
-    monkeypatch.setattr(_trained, "_group", lambda trees: split(trees)._replace(seen_N1LL=torch.ones(1, dtype=bool)))
+    monkeypatch.setattr(_trained, "_group", lambda trees: split(trees)._replace(seen_N1QK=torch.ones(1, dtype=bool)))
     assert isinstance(probe.choose_forward(model), PaddedForward)

@@ -1,13 +1,14 @@
-"""Attention over a forest with gradients: small trees side by side in one call, large ones cut up or by parts.
+"""Attention over a forest with gradients: small trees side by side in one call, large ones cut up, by parts or paths.
 
 Parts are merged by their log-sum-exp, forwards and backwards (Dao 2023, arXiv:2307.08691, §3.1). For short answers a
 call each would cost more than its arithmetic, so trees of about the same size are computed together, with every
-score that a tree could have.
+score that a tree could have. Where torch's kernel for parts cannot be had (other devices than CPUs; windows, caps and
+sinks), each node of a large tree gets a copy of the keys that it sees.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ COPIES = 3  # times the rows of a tree: more are not worth the calls that its pi
 FILLED = 0.75  # of the largest piece of a group, so much at least has every other one
 
 
+Rows: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
+
+
 class Part(NamedTuple):
     """Query rows that see a run of key rows: all of it, or as far as themselves."""
 
@@ -30,10 +34,11 @@ class Part(NamedTuple):
 
 
 class Group(NamedTuple):
-    """N pieces of about the same size, each filled up to L rows with its first one."""
+    """N pieces of about the same size, each filled up with its first rows."""
 
-    rows_NL: Tensor  # int64: the rows of each piece
-    seen_N1LL: Tensor  # bool: which rows of its piece a row sees
+    queries_NQ: Tensor  # int64: rows that are asked
+    keys_NK: Tensor  # int64: rows that they see
+    seen_N1QK: Tensor  # bool: which of them
 
 
 class Split(NamedTuple):
@@ -56,8 +61,9 @@ class Training:
             raise NotImplementedError("a window that looks both ways")
         count = query.shape[1] // key.shape[1]
         qkv = (query, key.repeat_interleave(count, 1), value.repeat_interleave(count, 1))
-        plain = query.device.type == "cpu" and how.softcap is None and how.sinks is None and how.window is None
-        split, attention = (self._by_size, _fused) if plain else (self._all, _written_out)
+        plain = how.softcap is None and how.sinks is None and how.window is None
+        split = self._by_parts if plain and query.device.type == "cpu" else self._by_paths
+        attention = _fused if plain else _written_out
         found = [_within(g, attention, [t[0].transpose(0, 1) for t in qkv], how) for g in split.groups]
         if split.parts:
             out: Tensor = _ByParts.apply(*qkv, split.parts, how.scale)  # type: ignore[no-untyped-call]
@@ -65,19 +71,19 @@ class Training:
         return torch.cat(found).index_select(0, split.order_T.to(query.device))[None]
 
     @cached_property
-    def _by_size(self) -> Split:
+    def _by_parts(self) -> Split:
         return _split(self._parts, SMALL)
 
     @cached_property
-    def _all(self) -> Split:
-        return _split(self._parts, max(p.query.stop for p in self._parts))
+    def _by_paths(self) -> Split:
+        return _split(self._parts, SMALL, by_paths=True)
 
 
 class Piece(NamedTuple):
     """Nodes of a tree that are computed together, with a copy of the rows that they grew from."""
 
     path: tuple[int, ...]  # rows from the root on
-    kept: int  # what comes out for the path's rows from here on is taken from this copy
+    skipped: int  # of these, the first, for which what comes out is taken from another copy
     parts: list[Part]
 
     @property
@@ -86,12 +92,17 @@ class Piece(NamedTuple):
         return slice(self.parts[0].query.start, max(part.query.stop for part in self.parts[:2]))
 
     @property
+    def taken(self) -> Rows:
+        """The rows for which what comes out is taken from here."""
+        return np.array([*self.path[self.skipped :], *range(self.own.start, self.own.stop)])
+
+    @property
     def size(self) -> int:
         """Rows with those of the path."""
         return int(len(self.path) + self.own.stop - self.own.start)
 
 
-def _split(parts: list[Part], small: int) -> Split:
+def _split(parts: list[Part], small: int, by_paths: bool = False) -> Split:
     pieces, large = list[Piece](), list[Part]()
     for tree in _trees(parts):
         whole = Piece((), 0, tree)
@@ -99,20 +110,18 @@ def _split(parts: list[Part], small: int) -> Split:
         pays = 0 < sum(piece.size for piece in cut) <= COPIES * whole.size
         pieces += cut if pays else []
         large += [] if pays else tree
-    order, at = np.arange(max(p.query.stop for p in parts)), 0
-    groups, places = [], []
-    for alike in _alike(sorted(pieces, key=lambda piece: piece.size)):
-        group = _group(alike)
-        for number, piece in enumerate(alike):
-            places.append((piece, at + number * group.rows_NL.shape[1]))
-        at += group.rows_NL.numel()
-        groups.append(group)
-    order += at  # what is computed by parts comes behind all groups
-    for piece, first in places:
-        kept = list(piece.path[piece.kept :])
-        order[kept] = first + piece.kept + np.arange(len(kept))
-        order[piece.own] = first + np.arange(len(piece.path), piece.size)
-    return Split(groups, large, torch.from_numpy(order))
+    made: list[tuple[Group, Sequence[Piece | Branch]]] = [(_group(alike), alike) for alike in _alike(pieces)]
+    if by_paths:
+        made += [(_beside(alike), alike) for alike in _alike_branches(large)]
+        large = []
+    order_T, at = np.full(max(p.query.stop for p in parts), -1), 0
+    for group, alike in made:
+        for one in alike:
+            order_T[one.taken] = at + one.skipped + np.arange(len(one.taken))
+            at += group.queries_NQ.shape[1]
+    # What is computed by parts comes behind all groups.
+    order_T = np.where(order_T < 0, at + np.arange(len(order_T)), order_T)
+    return Split([group for group, _ in made], large, torch.from_numpy(order_T))
 
 
 def _cut(piece: Piece, small: int) -> list[Piece] | None:
@@ -125,7 +134,7 @@ def _cut(piece: Piece, small: int) -> list[Piece] | None:
     path = (*piece.path, *range(root.query.start, root.query.stop))
     found = list[Piece]()
     for tree in _trees(rest[1:]):  # behind the part by which all that grew from it sees the root
-        cut = _cut(Piece(path, len(path) if found else piece.kept, tree), small)
+        cut = _cut(Piece(path, len(path) if found else piece.skipped, tree), small)
         if cut is None:
             return None
         found += cut
@@ -148,7 +157,7 @@ def _trees(parts: list[Part]) -> Iterator[list[Part]]:
 def _alike(pieces: list[Piece]) -> Iterator[list[Piece]]:
     """Runs of pieces, smallest first, whose sizes differ by little."""
     run: list[Piece] = []
-    for piece in pieces:
+    for piece in sorted(pieces, key=lambda piece: piece.size):
         if run and run[0].size < FILLED * piece.size:
             yield run
             run = []
@@ -173,14 +182,67 @@ def _group(pieces: list[Piece]) -> Group:
             moved = (part.query.start, part.query.stop, part.key.start, part.key.stop)
             a, b, c, d = (n - own.start + above for n in moved)
             seen[number, 0, a:b, c:d] = np.tri(b - a, dtype=bool) if part.causal else True
-    return Group(torch.from_numpy(rows), torch.from_numpy(seen))
+    both = torch.from_numpy(rows)
+    return Group(both, both, torch.from_numpy(seen))
+
+
+class Branch(NamedTuple):
+    """A node of a tree with what it grew from."""
+
+    rows: Rows  # that it sees, its own last
+    own: int  # how many of them
+    causal: bool
+
+    @property
+    def skipped(self) -> int:
+        """None: each row is asked once."""
+        return 0
+
+    @property
+    def taken(self) -> Rows:
+        """The rows for which what comes out is taken from here."""
+        return self.rows[-self.own :]
+
+
+def _alike_branches(parts: list[Part]) -> Iterable[list[Branch]]:
+    """Nodes that have about as many rows, and see about as many."""
+    found: dict[tuple[int, int], list[Branch]] = {}
+    for branch in _branches(parts):
+        found.setdefault((branch.own.bit_length(), len(branch.rows).bit_length()), []).append(branch)
+    return found.values()
+
+
+def _branches(parts: list[Part]) -> Iterator[Branch]:
+    above: list[Part] = []
+    for part in parts:
+        while above and above[-1].query.stop <= part.query.start:
+            above.pop()
+        if part.query == part.key:
+            seen = [np.arange(p.key.start, p.key.stop) for p in (*above, part)]
+            yield Branch(np.concatenate(seen), len(seen[-1]), part.causal)
+        else:
+            above.append(part)
+
+
+def _beside(branches: list[Branch]) -> Group:
+    count, most, longest = len(branches), max(b.own for b in branches), max(len(b.rows) for b in branches)
+    queries, keys = np.empty((count, most), dtype=np.int64), np.empty((count, longest), dtype=np.int64)
+    seen = np.zeros((count, 1, most, longest), dtype=bool)
+    seen[..., 0] = True  # also by the rows that only fill, whose states nobody takes
+    for number, (rows, own, causal) in enumerate(branches):
+        above, end = len(rows) - own, len(rows)
+        queries[number], keys[number] = rows[above], rows[0]
+        queries[number, :own], keys[number, :end] = rows[above:], rows
+        seen[number, 0, :own, :above] = True
+        seen[number, 0, :own, above:end] = np.tri(own, dtype=bool) if causal else True
+    return Group(*map(torch.from_numpy, (queries, keys, seen)))
 
 
 def _within(group: Group, attention: Any, qkv_THD: list[Tensor], how: Settings) -> Tensor:
-    """The trees of a group, each over itself: [N * L, heads, D]."""
-    rows = group.rows_NL.to(qkv_THD[0].device)
-    q, k, v = (t[rows].transpose(1, 2) for t in qkv_THD)
-    out: Tensor = attention(q, k, v, group.seen_N1LL.to(rows.device), how)
+    """The pieces of a group, each over itself: [N * Q, heads, D]."""
+    queries, keys, seen = (part.to(qkv_THD[0].device) for part in group)
+    q, k, v = (t[rows].transpose(1, 2) for t, rows in zip(qkv_THD, (queries, keys, keys), strict=True))
+    out: Tensor = attention(q, k, v, seen, how)
     return out.transpose(1, 2).flatten(0, 1)
 
 

@@ -6,7 +6,7 @@ The faster path is taken only where it gives the padded one's answers, and where
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -84,11 +84,11 @@ def choose_forward(backbone: nn.Module) -> PaddedForward | PackedForward:
     """The fastest forward that trains a backbone as the padded one does."""
     reference = PaddedForward(backbone)
     on_cpu = next(backbone.parameters()).device.type == "cpu"
-    if any(_drops(m) for m in backbone.modules()) or is_quantised(backbone) or not on_cpu:
-        return reference  # shared rows would drop the same, and torch's kernels for parts are the CPU's
+    if any(_drops(m) for m in backbone.modules()) or is_quantised(backbone):
+        return reference  # shared rows would drop the same
     with contextlib.suppress(*UNFIT), quiet(), _patches.evaluating(backbone):
         packed = PackedForward(backbone, is_causal(PaddedEngine(reference)))
-        if _learns_alike(packed, reference):
+        if _learns_alike(packed, reference) and (on_cpu or learns_faster(packed, reference)):
             return packed
     return reference
 
@@ -103,17 +103,26 @@ def _drops(module: nn.Module) -> bool:
 def _learns_alike(packed: PackedForward, reference: PaddedForward) -> bool:
     """Whether states, and gradients of a sum over them, agree."""
     sequences = _drawn(packed.backbone)
-    weights = [p for p in packed.backbone.parameters() if p.requires_grad]
-    found = []
-    for forward in (packed, reference):
-        states_RD = forward(**to_device(forward.collate(sequences), next(forward.parameters()).device))
-        slopes = torch.autograd.grad((states_RD * states_RD.detach().cos()).sum(), weights, allow_unused=True)
-        found.append([states_RD.detach(), *(s for s in slopes if s is not None)])
-    ours, theirs = found
+    ours, theirs = (_learnt(forward, sequences) for forward in (packed, reference))
     tolerance = TOLERANCE[theirs[0].dtype] * max(1.0, *(float(t.abs().max()) for t in theirs))
     return len(ours) == len(theirs) and all(
         bool(((a - b).abs() <= tolerance).all()) for a, b in zip(ours, theirs, strict=True)
     )
+
+
+def _learnt(forward: PaddedForward | PackedForward, sequences: list[types.Sequence]) -> list[Tensor]:
+    """States, and gradients of a sum over them."""
+    weights = [p for p in forward.parameters() if p.requires_grad]
+    states_RD = forward(**to_device(forward.collate(sequences), next(forward.parameters()).device))
+    slopes = torch.autograd.grad((states_RD * states_RD.detach().cos()).sum(), weights, allow_unused=True)
+    return [states_RD.detach(), *(s for s in slopes if s is not None)]
+
+
+def learns_faster(packed: PackedForward, reference: PaddedForward) -> bool:
+    """Whether a step over two answers to one prompt and two others takes less time than the reference's."""
+    sequences = _answers(packed.backbone, 4, 256)
+    # One number read waits for the device.
+    return _takes_less(*(lambda own=own: _learnt(own, sequences)[-1].sum().item() for own in (packed, reference)))
 
 
 def _candidates(backbone: nn.Module, reference: PaddedEngine, deterministic: bool) -> Iterator[ForestEngine]:
@@ -126,25 +135,35 @@ def _candidates(backbone: nn.Module, reference: PaddedEngine, deterministic: boo
 
 
 def is_faster(engine: Engine, reference: PaddedEngine) -> bool:
-    """Whether it takes less time than the reference, the best of three by turns: answers to one prompt, and to none.
+    """Whether it takes less time than the reference for answers to one prompt, and to none."""
+    sequences = _answers(reference.forward.backbone, 32, 512)
 
-    Not where memory runs out.
-    """
-    backbone: Any = reference.forward.backbone
-    longest = min(512, positions(backbone.config) or 512) - position_offset(backbone)
+    def run(one: Engine) -> None:
+        if isinstance(one, ForestEngine):
+            one.clear()
+        _stack(one.run(sequences)).sum().item()  # which waits for the device
+
+    return _takes_less(lambda: run(engine), lambda: run(reference))
+
+
+def _answers(backbone: Any, count: int, longest: int) -> list[types.Sequence]:
+    """So many sequences, from half of the longest up; half of them begin alike."""
+    most = min(longest, positions(backbone.config) or longest) - position_offset(backbone)
     chance = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocabulary(backbone), (32, longest), generator=chance)
-    ids[:16, : longest // 2] = ids[0, : longest // 2]
-    lengths = [longest - i * longest // 64 for i in range(32)]
-    sequences = [_read(tuple(row[:n].tolist()), n - 1) for row, n in zip(ids, lengths, strict=True)]
+    ids = torch.randint(vocabulary(backbone), (count, most), generator=chance)
+    ids[: count // 2, : most // 2] = ids[0, : most // 2]
+    lengths = [most - i * most // (2 * count) for i in range(count)]
+    return [_read(tuple(row[:n].tolist()), n - 1) for row, n in zip(ids, lengths, strict=True)]
+
+
+def _takes_less(ours: Callable[[], Any], theirs: Callable[[], Any]) -> bool:
+    """Whether one takes less time, the best of three by turns; not where memory runs out."""
     took: tuple[list[float], list[float]] = ([], [])
     with contextlib.suppress(*UNFIT):
         for _ in range(4):
-            for one, times in zip((engine, reference), took, strict=True):
-                if isinstance(one, ForestEngine):
-                    one.clear()
+            for one, times in zip((ours, theirs), took, strict=True):
                 start = time.perf_counter()
-                _stack(one.run(sequences)).sum().item()  # which waits for the device
+                one()
                 times.append(time.perf_counter() - start)
         return min(took[0][1:]) < min(took[1][1:])
     return False

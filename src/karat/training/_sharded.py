@@ -7,15 +7,24 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import DistributedType
-from torch import Tensor
+from accelerate.utils import DistributedType, gather
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainingArguments
 
+from karat.engine.packed import PackedForward
 from karat.engine.padded import PaddedEngine, PaddedForward
+from karat.engine.probe import choose_forward
 from karat.rewards._local import RewardModule
 from karat.types import BadInput
+
+
+def chosen_forward(backbone: nn.Module) -> PaddedForward | PackedForward:
+    """The fastest forward that trains a backbone, the same in all processes, of which each may measure another time."""
+    found = choose_forward(backbone)
+    packed = torch.tensor([isinstance(found, PackedForward)], device=PartialState().device)
+    return found if bool(gather(packed).all()) else PaddedForward(backbone)
 
 
 def is_sharded(trainer: Trainer) -> bool:

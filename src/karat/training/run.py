@@ -22,7 +22,6 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from karat.engine.base import check
 from karat.engine.padded import PaddedForward
-from karat.engine.probe import choose_forward
 from karat.evaluation import base as evaluation
 from karat.models import checkpoint
 from karat.models.backbone import first_line, quiet, vocabulary
@@ -172,7 +171,7 @@ class _Run:
             self._solve()
             local = LocalModel(parts, self.forward)
         else:
-            self.forward = choose_forward(parts.backbone)
+            self.forward = _sharded.chosen_forward(parts.backbone)
         self.local = local
         self.module = RewardModule(self.forward, parts.head)
         if parts.spec.of_tokens:
