@@ -200,12 +200,12 @@ def test_a_read_that_was_not_kept_costs_one_token(qwen):
 
 @pytest.mark.parametrize("cache", [0, 90, 300])
 def test_a_small_cache_forgets_and_stays_right(qwen, cache):
-    engine = ForestEngine(qwen, budget=64, cache=cache)
+    engine, longest = ForestEngine(qwen, budget=64, cache=cache), 0
     for seed in range(6):
         asked = sequences(seed)
         assert worst(engine.run(asked), [architectures.alone(qwen, s) for s in asked]) < TOLERANCE
-        longest = max(len(s.ids) for s in asked)
-        assert engine.store.capacity <= max(cache, 64 + max(longest, engine.store.capacity - 64))
+        longest = max(longest, *(len(s.ids) for s in asked))
+        assert engine.store.capacity == max(cache, 2 * (64 + longest))
         rows = [row for node in engine.tree.nodes() for row in node.rows]
         assert len(set(rows)) == len(rows), "no two tokens share a row"
         assert not {*rows} & {*engine._free.tolist()}

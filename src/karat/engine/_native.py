@@ -71,7 +71,7 @@ def kernel() -> Any:
     try:
         openmp()
         return ctypes.CDLL(str(_compiled()))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: who runs this has no home
         return None
 
 
@@ -81,7 +81,7 @@ def _compiled() -> Path:
         raise OSError("there is no C++ compiler")
     this = "".join(FLAGS) + compiler + _cpu() + "".join(path.read_text(encoding="utf-8") for path in READ)
     name = f"kernels-{hashlib.sha256(this.encode()).hexdigest()[:16]}.so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "karat"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "karat"
     target = folder / name
     if not target.is_file():
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """What a backbone does differently while karat runs it; each is a context that leaves the model as it was."""
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,11 @@ from karat.engine import linear
 from karat.engine.attention import NAME, Captured, Running
 from karat.engine.tiles import alike, in_tiles
 
+_LOCK = threading.Lock()
+_ATTENDING: dict[
+    int, tuple[int, str]
+] = {}  # of configs, by their ids: how often they are asked for, and what was there
+
 
 def configs_of(backbone: nn.Module) -> list[Any]:
     """Every config object that decides which attention its modules call."""
@@ -20,15 +26,22 @@ def configs_of(backbone: nn.Module) -> list[Any]:
 
 @contextlib.contextmanager
 def attending(configs: list[Any]) -> Iterator[None]:
-    """With karat's attention."""
-    before = [c._attn_implementation for c in configs]
-    try:
+    """With karat's attention, until all who asked for it have ended: models may share a config."""
+    with _LOCK:
         for config in configs:
+            count, before = _ATTENDING.get(id(config), (0, config._attn_implementation))
+            _ATTENDING[id(config)] = count + 1, before
             config._attn_implementation_internal = NAME
+    try:
         yield
     finally:
-        for config, name in zip(configs, before, strict=True):
-            config._attn_implementation_internal = name
+        with _LOCK:
+            for config in configs:
+                count, before = _ATTENDING.pop(id(config))
+                if count > 1:
+                    _ATTENDING[id(config)] = count - 1, before
+                else:
+                    config._attn_implementation_internal = before
 
 
 @contextlib.contextmanager

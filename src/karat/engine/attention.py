@@ -3,6 +3,7 @@
 It knows rows, blocks and layers; it knows nothing of text, and nothing of the model but the tensors that it is handed.
 """
 
+import threading
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
@@ -13,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from karat.engine import _native
+from karat.engine.base import EngineError
 from karat.engine.plan import BLOCK, Batch, Queries
 
 NAME = "karat"
@@ -89,12 +91,16 @@ class Running:
     store: Store
     capture: bool = False  # end the layer once its keys and values are stored
     reading: bool = False  # the layer is given the read rows only
+    thread: int = field(default_factory=threading.get_ident)
     _layers: dict[int, int] = field(default_factory=dict)
     _groups: dict[tuple[bool, int | None], list[Group]] = field(default_factory=dict)
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, how: Settings) -> Tensor:
         """[1, heads, T, D] each → [1, T, heads, D]: every query row over its own path of keys."""
         layer, batch = self._layers.setdefault(id(module), len(self._layers)), self.batch
+        asked = batch.reading if self.reading else batch.queries
+        if threading.get_ident() != self.thread or query.shape[0] != 1 or query.shape[2] != len(asked.limits):
+            raise EngineError("the model was called by others while karat ran it; give karat a model of its own")
         if not self.reading:
             k_THD, v_THD = key[0].transpose(0, 1), value[0].transpose(0, 1)
             if len(batch.kept) < len(k_THD):
@@ -107,11 +113,10 @@ class Running:
         keys, values = self.store.layers[layer]
         q_THD = query[0].transpose(0, 1)
         out_THD = q_THD.new_zeros(*q_THD.shape[:2], values.shape[-1])
-        queries = batch.reading if self.reading else batch.queries
         if _native.takes(q_THD, keys, values):
-            native(q_THD, keys, values, out_THD, batch.block_rows, queries, how)
+            native(q_THD, keys, values, out_THD, batch.block_rows, asked, how)
         else:
-            gathered(q_THD, keys, values, out_THD, self._groups_of(queries, how.window, q_THD.device), how)
+            gathered(q_THD, keys, values, out_THD, self._groups_of(asked, how.window, q_THD.device), how)
         return out_THD[None]
 
     def _groups_of(self, queries: Queries, window: int | None, device: torch.device) -> list[Group]:
@@ -173,13 +178,13 @@ def _spans(queries: Queries) -> list[tuple[int, int, int, int]]:
 
 
 def _group(spans: list[tuple[int, int, int, int]], block_rows: Tensor, queries: Queries, window: int | None) -> Group:
-    first, count, start, blocks = (torch.tensor(own)[:, None] for own in zip(*spans, strict=True))
-    at_Q, at_B = torch.arange(int(count.max())), torch.arange(int(blocks.max()))
+    first, count, start, blocks = torch.tensor(spans, device="cpu").T[..., None]
+    at_Q, at_B = (torch.arange(int(most.max()), device="cpu") for most in (count, blocks))
     rows_SQ = first + at_Q.where(at_Q < count, 0)
     paths_SB = queries.paths[start + at_B.where(at_B < blocks, 0)]
     keys_SK = block_rows[paths_SB.long()].flatten(1).long()
     keys_SK = keys_SK.where(keys_SK >= 0, keys_SK[:, :1])  # a row that holds numbers, whatever they are
-    limit, position = queries.limits[rows_SQ][..., None], torch.arange(keys_SK.shape[1])
+    limit, position = queries.limits[rows_SQ][..., None], torch.arange(keys_SK.shape[1], device="cpu")
     seen_SQK = position <= limit
     if window:
         seen_SQK &= position > limit - window

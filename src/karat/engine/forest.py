@@ -1,8 +1,10 @@
 """The engine that computes every distinct prefix once, keeps it across calls, and fills forwards without padding."""
 
 import copy
+import math
 import threading
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -16,9 +18,10 @@ from karat.engine.padded import PaddedEngine, PaddedForward
 from karat.engine.plan import Piece, Wanted, batches, build, pieces, places, positions_of
 from karat.engine.tiles import GRAIN
 from karat.engine.tree import Node, Rows, Separate, Tree, order, packed
-from karat.models.backbone import position_offset, vocabulary
+from karat.models.backbone import alike_up_to, position_offset, vocabulary
 
 SAMPLED = 16  # numbers of each weight that tell whether it was changed
+_LOCKS: WeakKeyDictionary[nn.Module, threading.Lock] = WeakKeyDictionary()  # a backbone runs once at a time
 SMALLEST = 64  # tokens to a forward below which running out of memory is final
 
 
@@ -47,8 +50,9 @@ class ForestEngine:
         self.causal, self.trim, self.deterministic = causal, trim, deterministic
         self.computed = 0  # tokens, over all calls
         self.widen, self.compiled = widen, compiled
-        self._lock = threading.Lock()
-        self._adopt()
+        self._lock = _LOCKS.setdefault(backbone, threading.Lock())
+        with self._lock, _patches.evaluating(backbone):
+            self._adopt()
 
     def _adopt(self) -> None:
         """Take the backbone's weights as they are now."""
@@ -58,27 +62,40 @@ class ForestEngine:
         self._configs = _patches.configs_of(self._work)
         config = self._work.config.get_text_config()
         heads = config.num_attention_heads
-        self._group = heads // (getattr(config, "num_key_value_heads", None) or heads)
+        self._group = max(1, heads // (getattr(config, "num_key_value_heads", None) or heads))
+        self._alike = alike_up_to(self._work) or math.inf
         layers = _patches.layers(self._work)
         self._last = layers[-1] if self.trim and len(layers) else None
         self._linears = [m for m in self._work.modules() if linear.takes(m)]
         self._forwards = _patches.tiled(self._work) if self.deterministic else {}
         self._forwards |= _compiled.forwards(layers) if self.compiled else fused.forwards(self._work)
-        weights = list(self.backbone.parameters())
         self._version = self._versions()
         # Fused optimisers and `.data` change weights without counting it: some numbers of each are compared as well.
-        self._samples = [w.detach().reshape(-1)[:: max(1, w.numel() // SAMPLED)] for w in weights]
-        self._sampled = torch.cat([sample.float() for sample in self._samples])
+        self._samples = [_some(weight.detach()) for weight in self.backbone.parameters()]
+        self._sampled = self._numbers()
 
-    def _versions(self) -> list[tuple[int, int]]:
-        # Asked before every call, and `parameters()` spells out a name for each.
-        own = (w for part in self.backbone.modules() for w in part._parameters.values())
-        return [(w.data_ptr(), w._version) for w in own if w is not None]
+    def _versions(self) -> list[Any]:
+        """What changes where what the backbone computes does."""
+        kind = self.backbone.device.type
+        found: list[Any] = [torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)]
+        for part in self.backbone.modules():  # asked before every call, and `parameters()` spells out a name for each
+            own = part.__dict__
+            found.append(id(part))
+            if own["_forward_hooks"] or own["_forward_pre_hooks"]:
+                found.append((len(own["_forward_hooks"]), len(own["_forward_pre_hooks"])))
+            if "_active_adapter" in own:  # PEFT's, which are switched without a weight that changes
+                found.append((str(own["_active_adapter"]), own.get("_disable_adapters")))
+            for weight in (*own["_parameters"].values(), *own["_buffers"].values()):
+                if weight is not None:
+                    found += weight.data_ptr(), weight._version
+        return found
+
+    def _numbers(self) -> Tensor:
+        """The sampled numbers as bits, since nothing equals what is no number."""
+        return torch.cat([sample.reshape(-1).float() for sample in self._samples]).view(torch.int32)
 
     def _has_new_weights(self) -> bool:
-        if self._version != self._versions():
-            return True
-        return not torch.equal(self._sampled, torch.cat([sample.float() for sample in self._samples]))
+        return self._version != self._versions() or not torch.equal(self._sampled, self._numbers())
 
     def clear(self) -> None:
         """Forget everything that was computed; the memory that held it is kept for what comes."""
@@ -93,24 +110,37 @@ class ForestEngine:
 
     def run(self, sequences: list[types.Sequence]) -> list[States]:
         """See `Engine.run`."""
-        if any(s.type_ids for s in sequences):  # the tree tells tokens apart by their ids alone
-            return PaddedEngine(PaddedForward(self.backbone)).run(sequences)
         check(sequences, vocabulary(self.backbone))
         with self._lock, torch.no_grad(), _patches.evaluating(self.backbone):
             if self._has_new_weights():
                 self._adopt()
-            budget = self.budget
-            while True:
-                try:
-                    return self._run(sequences, budget)
-                except BaseException as error:
-                    self._drop()  # half of a call is no cache
-                    if not out_of_memory(error):
-                        raise
-                budget //= 2
-                if budget < SMALLEST:
-                    longest = max(len(s.ids) for s in sequences)
-                    raise EngineError(f"memory ran out on sequences of up to {longest} tokens; set max_length lower")
+            alone = [i for i, s in enumerate(sequences) if not self._shares(s)]
+            if not alone:
+                return self._run_in_memory(sequences)
+            shared = [i for i, s in enumerate(sequences) if self._shares(s)]
+            forward = PaddedForward(self._work, budget=1) if self.deterministic else PaddedForward(self._work)
+            found = dict(zip(alone, PaddedEngine(forward).run([sequences[i] for i in alone]), strict=True))
+            found |= zip(shared, self._run_in_memory([sequences[i] for i in shared]), strict=True)
+            return [found[i] for i in range(len(sequences))]
+
+    def _shares(self, sequence: types.Sequence) -> bool:
+        """Whether a prefix has the same states here as elsewhere: the tree tells tokens apart by their ids alone."""
+        return not sequence.type_ids and len(sequence.ids) <= self._alike
+
+    def _run_in_memory(self, sequences: list[types.Sequence]) -> list[States]:
+        """With smaller forwards where memory runs out."""
+        budget = self.budget
+        while True:
+            try:
+                return self._run(sequences, budget)
+            except BaseException as error:
+                self._drop()  # half of a call is no cache
+                if not out_of_memory(error):
+                    raise
+            budget //= 2
+            if budget < SMALLEST:
+                longest = max(len(s.ids) for s in sequences)
+                raise EngineError(f"memory ran out on sequences of up to {longest} tokens; set max_length lower")
 
     def _run(self, sequences: list[types.Sequence], budget: int) -> list[States]:
         self._calls += 1
@@ -148,8 +178,8 @@ class ForestEngine:
         return [found[i] for i in range(len(sequences))]
 
     def _reserve(self, longest: int, budget: int) -> None:
-        """Room for the cache, or where that is more for one forward, the longest path, and one that is kept."""
-        capacity = max(self.cache, budget + 2 * longest)
+        """Room for the cache, or where that is more for one forward, the longest path, and as much that is kept."""
+        capacity = max(self.cache, 2 * (budget + longest))
         if capacity > self.store.capacity:
             added = np.arange(self.store.capacity, capacity, dtype=np.int32)
             self._free = np.concatenate([self._free, added])
@@ -193,8 +223,17 @@ class ForestEngine:
                 )
             except Captured:  # nothing is read here
                 return torch.empty(0, 1)
+            finally:
+                running.store = Store(0)  # the modules may be known to attention for longer than the engine lives
         states: Tensor = out.last_hidden_state[0]
         return states[batch.reads.rows].float()
+
+
+def _some(weight: Tensor) -> Tensor:
+    """A view of some of its numbers."""
+    if weight.is_contiguous():
+        return weight.reshape(-1)[:: max(1, weight.numel() // SAMPLED)]
+    return weight[tuple(slice(None, None, max(1, size // 4)) for size in weight.shape)]
 
 
 def _fresh(ends: list[Node]) -> list[int]:

@@ -111,10 +111,14 @@ def feed_of(module: nn.Module) -> Feed | None:
     others = [child for child in module.children() if not isinstance(child, nn.Linear)]
     if len(linears) != 3 or any(True for other in others for _ in other.parameters()):
         return None
-    if not all(_is_plain(layer.weight) for layer in linears):
+    # What its layers take and give is made otherwise, where hooks would see nothing of it.
+    hooked = any(child._forward_hooks or child._forward_pre_hooks for child in module.children())
+    if hooked or not all(_is_plain(layer.weight) for layer in linears):
         return None
     chance = torch.Generator().manual_seed(0)
-    x, *gives = (torch.randn(1, 2, STEP, generator=chance).to(linears[0].weight.dtype) for _ in range(4))
+    x, *gives = (torch.randn(1, 4, STEP, generator=chance).to(linears[0].weight.dtype) for _ in range(4))
+    for own in gives:
+        own *= torch.tensor([[1.0], [1.0], [1e2], [1e4]], dtype=own.dtype)  # such that a limit shows
     with _standing_in(linears, gives) as took:
         given = _given(module, x)
     for gate, up, down in itertools.permutations(range(3)):

@@ -3,6 +3,7 @@
 One row of tokens without padding. Attention has parts: every node to itself, and all that grew from it to it.
 """
 
+import math
 from contextlib import nullcontext
 from itertools import accumulate
 from typing import Any
@@ -15,8 +16,9 @@ from karat import types
 from karat.engine import _patches
 from karat.engine._trained import Part, Training
 from karat.engine.attention import RUNNING
+from karat.engine.padded import PaddedForward
 from karat.engine.tree import Node, Separate, Tree, order, packed
-from karat.models.backbone import position_offset
+from karat.models.backbone import alike_up_to, position_offset
 
 
 class PackedForward(nn.Module):
@@ -28,10 +30,17 @@ class PackedForward(nn.Module):
         self.causal = causal
         self._configs = _patches.configs_of(backbone)
         self._offset = position_offset(backbone)
+        self._alike = alike_up_to(backbone) or math.inf
+        self._padded = (PaddedForward(backbone),)  # in a tuple, or its weights would be these twice
         self.train(backbone.training)
 
-    def collate(self, sequences: list[types.Sequence]) -> dict[str, Tensor]:
-        """Tensors for `forward`: ids and positions of the rows, the parts of attention, and the rows of each read."""
+    def collate(self, sequences: list[types.Sequence]) -> dict[str, Any]:
+        """Tensors for `forward`: ids and positions of the rows, the parts of attention, and the rows of each read.
+
+        Padded rows where a sequence is so long that its length decides how positions are told.
+        """
+        if any(len(s.ids) > self._alike for s in sequences):
+            return self._padded[0].collate(sequences)
         tree: Tree = Tree() if self.causal else Separate()
         tokens = [packed(s.ids) for s in sequences]
         ends = [tree.insert(t) for t in tokens]
@@ -48,8 +57,12 @@ class PackedForward(nn.Module):
             "counts_R": torch.tensor([len(r) for r in reads]),
         }
 
-    def forward(self, ids_T: Tensor, positions_T: Tensor, parts_P5: Tensor, rows_N: Tensor, counts_R: Tensor) -> Tensor:
+    def forward(self, **batch: Any) -> Tensor:
         """Hidden states at the reads, float32 [R, D], in the order of the sequences and of their names."""
+        states_RD: Tensor = self._padded[0](**batch) if "chunks" in batch else self._shared(**batch)
+        return states_RD
+
+    def _shared(self, ids_T: Tensor, positions_T: Tensor, parts_P5: Tensor, rows_N: Tensor, counts_R: Tensor) -> Tensor:
         parts = [Part(slice(a, b), slice(c, d), bool(e)) for a, b, c, d, e in parts_P5.tolist()]
         running = Training(parts, self.causal)
         RUNNING.update(dict.fromkeys(self.backbone.modules(), running))

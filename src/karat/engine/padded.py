@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from karat import types
 from karat.engine.base import EngineError, States, check
-from karat.models.backbone import position_offset, vocabulary
+from karat.models.backbone import alike_up_to, position_offset, vocabulary
 
 
 class PaddedForward(nn.Module):
@@ -49,10 +49,14 @@ class PaddedForward(nn.Module):
             first_read.append(count)
             count += len(_spans(sequence))
         chunks, order = [], []
-        for batch in plan([len(s.ids) for s in sequences], self.budget):
+        for batch in self.plan(sequences):
             chunks.append(self._pad([sequences[i] for i in batch]))
             order += [first_read[i] + k for i in batch for k in range(len(_spans(sequences[i])))]
         return {"chunks": chunks, "order_R": torch.tensor(order, dtype=torch.long)}
+
+    def plan(self, sequences: list[types.Sequence]) -> list[list[int]]:
+        """Which are padded to one length; those go alone whose length decides how positions are told."""
+        return plan([len(s.ids) for s in sequences], self.budget, alike_up_to(self.backbone))
 
     def _pad(self, sequences: list[types.Sequence]) -> dict[str, Tensor]:
         width = max(len(s.ids) for s in sequences)
@@ -136,7 +140,7 @@ class PaddedEngine:
         keys = list(sequences)
         device = next(self.forward.parameters()).device
         computed: dict[Any, States] = {}
-        for batch in plan([len(sequences[k].ids) for k in keys], self.forward.budget):
+        for batch in self.forward.plan(list(sequences.values())):
             rows = [sequences[keys[i]] for i in batch]
             states_RD = self.forward(**to_device(self.forward.collate(rows), device))
             computed |= zip((keys[i] for i in batch), unflatten(rows, states_RD), strict=True)
@@ -152,15 +156,18 @@ def to_device(tensors: Any, device: torch.device) -> Any:
     return [to_device(part, device) for part in tensors]
 
 
-def plan(lengths: list[int], budget: int) -> list[list[int]]:
+def plan(lengths: list[int], budget: int, limit: int | None = None) -> list[list[int]]:
     """Indices by batch: sorted by length, as many as fit into `budget` tokens with pads, at least one.
+
+    What is longer than `limit` goes alone.
 
     >>> plan([3, 9, 2, 4], budget=9)
     [[1], [3, 0], [2]]
     """
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
+        longest = lengths[batches[-1][0]] if batches else 0
+        if batches and longest * (len(batches[-1]) + 1) <= budget and (limit is None or longest <= limit):
             batches[-1].append(i)
         else:
             batches.append([i])

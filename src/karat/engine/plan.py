@@ -112,16 +112,16 @@ class Blocks:
 
     def of(self, node: Node) -> list[int]:
         """The blocks from position 0 to the last computed one of a node."""
-        if node.parent is None:
-            return []
-        if id(node) not in self._known:
-            shared = node.start // BLOCK
-            above = self.of(node.parent)[:shared]
-            own = node.path_rows(shared * BLOCK)
-            made = range(len(self.rows), len(self.rows) + -(-len(own) // BLOCK))
-            self.rows += [own[i : i + BLOCK] for i in range(0, len(own), BLOCK)]
-            self._known[id(node)] = above + list(made)
-        return self._known[id(node)]
+        found: list[int] = []
+        for own in reversed(list(node.path())):  # a path may have more nodes than Python has calls
+            if id(own) not in self._known:
+                shared = own.start // BLOCK
+                rows = own.path_rows(shared * BLOCK)
+                made = range(len(self.rows), len(self.rows) + -(-len(rows) // BLOCK))
+                self.rows += [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]
+                self._known[id(own)] = found[:shared] + list(made)
+            found = self._known[id(own)]
+        return found
 
     def tensor(self) -> Tensor:
         """Rows by block and place, -1 where there is none: int32 [blocks, 64]."""
@@ -227,6 +227,6 @@ def _queries(limits: npt.NDArray[np.int64], spans: list[tuple[int, int, list[int
         paths += path
     return Queries(
         torch.from_numpy(limits.astype(np.int32)),
-        torch.tensor(tiles, dtype=torch.int32).view(-1, 4),
-        torch.tensor(paths, dtype=torch.int32),
+        torch.tensor(tiles, dtype=torch.int32, device="cpu").view(-1, 4),
+        torch.tensor(paths, dtype=torch.int32, device="cpu"),
     )

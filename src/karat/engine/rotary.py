@@ -60,13 +60,17 @@ def _is_halves(value: Any) -> TypeGuard[FunctionType]:
     if not isinstance(value, FunctionType) or list(inspect.signature(value).parameters)[: len(TAKES)] != TAKES:
         return False
     chance = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(1, heads, 3, STEP, generator=chance) for heads in (2, 1))
-    cos, sin = (torch.randn(1, 3, STEP, generator=chance) for _ in range(2))
-    wanted = halves(q, k, cos, sin)
+    shapes = ((1, 2, 3, STEP), (1, 1, 3, STEP), (1, 3, STEP), (1, 3, STEP))
+    drawn = [torch.randn(shape, generator=chance) for shape in shapes]
     try:
-        return all(torch.equal(own, whole) for own, whole in zip(value(q, k, cos, sin), wanted, strict=True))
+        for dtype in _native.NAMES:
+            q, k, cos, sin = (own.to(dtype) for own in drawn)
+            pairs = zip(value(q, k, cos, sin), halves(q, k, cos, sin), strict=True)
+            if not all(torch.equal(own, whole) for own, whole in pairs):
+                return False
     except Exception:  # of whatever a model's file is made of
         return False
+    return True
 
 
 def _by_kernel(whole: Rotation) -> Rotation:

@@ -267,6 +267,24 @@ def positions(config: PreTrainedConfig) -> int | None:
     return None
 
 
+def alike_up_to(backbone: nn.Module) -> int | None:
+    """Tokens up to which a text's length does not change its rotary frequencies; None where it never does.
+
+    transformers takes the frequencies of the longest text of a forward for all of it (`longrope`, of Phi 3; `dynamic`).
+    """
+    config: Any = getattr(backbone, "config", None)
+    text = config.get_text_config() if isinstance(config, PreTrainedConfig) else None
+    told = getattr(text, "rope_parameters", None) or {}
+    found = []
+    for own in (told, *told.values()):  # of the model, or of each sort of its layers
+        kind = own.get("rope_type", "") if isinstance(own, dict) else ""
+        if kind == "longrope":
+            found.append(int(own.get("original_max_position_embeddings") or positions(config) or 0))
+        elif "dynamic" in kind:
+            found.append(positions(config) or 0)
+    return min(found, default=None)
+
+
 def vocabulary(backbone: Any) -> int:
     """How many tokens have a row in the embedding, PEFT's around it or not."""
     weight = backbone.get_input_embeddings().weight
