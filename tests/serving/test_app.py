@@ -530,3 +530,13 @@ def test_several_models(model_folder, tmp_path):
     assert [own["id"] for own in made.ask("/v1/models").json()["data"]] == ["one", "two"]
     app.close()
     made.close()
+
+
+def test_a_text_that_is_too_long_for_the_model_does_not_keep_others_out(model_folder, monkeypatch):
+    made = servers.Local(karat.load(str(model_folder), max_length=100))
+    seen, start = [], made.pipeline.load.start
+    monkeypatch.setattr(made.pipeline.load, "start", lambda units, now: seen.append(units) or start(units, now))
+    reply = made.ask("/v1/reward", {"prompt": "a " * 100_000, "candidates": ["b"]})
+    assert reply.status_code == 400 and servers.error(reply)["code"] == "context_length_exceeded"
+    assert seen == [1600] and made.pipeline.load.in_flight == 0
+    made.close()

@@ -183,3 +183,19 @@ def test_nobody_there(monkeypatch):
         karat.connect("http://127.0.0.1:9")
     with pytest.raises(karat.BadInput):
         karat.connect("localhost:8000")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"url": None}, "begins with http"),
+        ({"url": "http://localhost:abc"}, "check its host and port"),
+        ({"url": "http://localhost:99999"}, "check its host and port"),
+        ({"url": "http://localhost:1", "timeout": -1}, "timeout is -1, but it has to be seconds above 0"),
+        ({"url": "http://localhost:1", "timeout": "5"}, "timeout is '5'"),
+        ({"url": "http://localhost:1", "concurrency": "x"}, "concurrency is 'x'"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_at_once(given, told):
+    with pytest.raises(karat.BadInput, match=told):
+        karat.connect(**given)

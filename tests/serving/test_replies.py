@@ -131,6 +131,25 @@ def told(body, given):
         (RewardBody, {"prompt": "a", "candidate": ["b"]}, "candidate", "no such key here; did you mean 'candidates'?"),
         (
             RewardBody,
+            {"prompt": "a", "candidates": ["b"], "activation": "sigmoid"},
+            "activation",
+            "did you mean 'options.activation'?",
+        ),
+        (RewardBody, {"text": "a", "options": {"options": {}}}, "options.options", "check how it is spelled"),
+        (
+            PoolBody,
+            {"input": "a", "truncate_prompt_tokens": 5},
+            "truncate_prompt_tokens",
+            "has another reward; leave it",
+        ),
+        (
+            RerankBody,
+            {"query": "a", "documents": ["b"], "truncate_prompt_tokens": -1},
+            "truncate_prompt_tokens",
+            "leave",
+        ),
+        (
+            RewardBody,
             {"items": [{"promt": "a", "candidates": ["b"]}]},
             "items.0.promt",
             "did you mean 'prompt'?",

@@ -240,6 +240,14 @@ def test_a_number_that_makes_no_sense_is_refused_with_its_option(karat, option, 
     assert code == 2 and option in said and told in said
 
 
+def test_a_key_and_a_name_that_nobody_can_send_are_refused(karat, tmp_path):
+    (tmp_path / "key").write_text("a b\nc\n")
+    code, _, said = karat("serve", "no-such-model", "--api-key-file", tmp_path / "key")
+    assert code == 1 and "holds more than one line" in said
+    code, _, said = karat("serve", "no-such-model", "--name", "")
+    assert code == 1 and "a --name is empty" in said
+
+
 def test_what_is_refused_before_a_model_is_loaded_imports_nothing_slow():
     slow = "[name for name in ('torch', 'transformers', 'uvicorn') if name in sys.modules]"
     code = f"import sys, karat.cli.serve, karat.serving._checks; print({slow})"

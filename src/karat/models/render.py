@@ -50,6 +50,7 @@ class Renderer:
         self.pooling = spec.pooling
         limits = [n for n in (spec.render.max_length, positions) if n is not None]
         self.max_length = min(limits) if limits else None
+        self._most = positions
         self._literal = LiteralEncoder(tokenizer)
         self._check(spec.at_steps or spec.of_tokens)
         self._of_tokens = spec.of_tokens
@@ -355,8 +356,9 @@ class Renderer:
             return Unscored("prompt and answer are empty and the tokenizer adds no token, so there is nothing to read")
         if self.max_length is not None and len(ids) > self.max_length:
             return Unscored(
-                f"{len(ids)} tokens are more than max_length={self.max_length};"
-                " raise it, or use over_length='cut_prompt' to cut the prompt from the left",
+                f"{len(ids)} tokens are more than max_length={self.max_length}"
+                + ("; raise it, or" if self.max_length != self._most else ", which is all that the model takes;")
+                + " use over_length='cut_prompt' to cut the prompt from the left",
                 over_length=True,
             )
         if self._steps:

@@ -50,10 +50,11 @@ class Remote:
         timeout: float = 120.0,
     ) -> None:
         """`options` are those of /v1/reward, such as `weights`. `timeout`: seconds for one try."""
-        if not url.startswith(("http://", "https://")):
-            raise BadInput(f"a server's URL begins with http:// or https://, but got {url!r:.80}")
-        if concurrency < 1:
-            raise BadInput(f"concurrency is {concurrency}, but it has to be at least 1")
+        _check_url(url)
+        if not isinstance(concurrency, int) or concurrency < 1:
+            raise BadInput(f"concurrency is {concurrency!r}, but it has to be a whole number from 1 up")
+        if not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+            raise BadInput(f"timeout is {timeout!r}, but it has to be seconds above 0")
         self.url, self.model, self.options = url.rstrip("/"), model, dict(options or {})
         self.concurrency, self.timeout, self._key = concurrency, timeout, api_key
         self._client = self._opened()
@@ -63,7 +64,7 @@ class Remote:
         return httpx.Client(**self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        key = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        key = {"Authorization": f"Bearer {self._key.strip()}".encode()} if self._key else {}
         limits = httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
         # A proxy of the environment is not asked: texts go to the server that was named, and nowhere else.
         return {"headers": key, "timeout": self.timeout, "limits": limits, "trust_env": False}
@@ -82,6 +83,8 @@ class Remote:
             raise Refused(str(error)) from None
         except (KeyError, TypeError):
             raise Refused(f"{self.url} does not answer as karat serve does; check the URL") from None
+        if not known:
+            raise Refused(f"{self.url} serves no reward model; check the URL")
         if self.model is None and len(known) > 1:
             raise Refused(f"{self.url} serves {', '.join(known)}; give model")
         if self.model is not None and self.model not in known:
@@ -276,6 +279,18 @@ class _NoReward(ServerError):
     def __init__(self, unscored: Unscored) -> None:
         super().__init__(unscored.reason)
         self.unscored = unscored
+
+
+def _check_url(url: Any) -> None:
+    """Raise BadInput for what is no server's URL."""
+    if not isinstance(url, str) or not url.startswith(("http://", "https://")):
+        raise BadInput(f"a server's URL begins with http:// or https://, but got {url!r:.80}")
+    try:
+        fits = (httpx.URL(url).port or 1) < 65536
+    except httpx.InvalidURL:
+        fits = False
+    if not fits:
+        raise BadInput(f"{url!r:.80} is no URL that can be asked; check its host and port")
 
 
 def _read(reply: httpx.Response) -> Any:

@@ -25,6 +25,8 @@ def named(paths: Sequence[str], names: Sequence[str]) -> list[str]:
         raise BadInput(
             f"there are {len(paths)} models and {len(names)} names; give --name once for each, or leave it out"
         )
+    if not all(names):
+        raise BadInput("a --name is empty; give each model one that requests can say")
     found = list(names) or [_name_of(path) for path in paths]
     if len(set(found)) != len(found):
         raise BadInput(f"two models would be called {max(found, key=found.count)!r}; give --name for each")
@@ -50,6 +52,8 @@ def read_key(path: str) -> str | None:
         raise BadInput(f"the key in {path} cannot be read ({why}); give another --api-key-file") from None
     if not key:
         raise BadInput(f"{path} holds no key; write one into it")
+    if not key.isprintable():
+        raise BadInput(f"{path} holds more than one line, which no client can send; write the key alone")
     return key
 
 

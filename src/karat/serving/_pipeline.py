@@ -5,6 +5,7 @@ It knows a reward model and asyncio; nothing of HTTP or of anyone's JSON.
 
 import asyncio
 import queue
+import sys
 import threading
 import time
 from collections import deque
@@ -32,6 +33,7 @@ from karat.types import KaratError, Unscored
 RENDERERS = 2  # threads that render
 CALLERS = 32  # threads for what asks the engine more than once, such as rankings
 CHARACTERS = 65536  # of texts that are rendered together
+LONGEST = 16  # characters to a token, of which a text that may be computed has fewer
 READERS = 2  # threads that read what was computed as requests' own options say
 
 
@@ -71,6 +73,8 @@ class Pipeline:
         self.model, self.generator = model, generator
         self.load = Load()  # in characters: known before anything is rendered
         self.longest_wait = longest_wait
+        # What is longer is refused once its tokens are counted, and others do not wait for it to be computed.
+        self._most = LONGEST * ((isinstance(model, LocalModel) and model.renderer.max_length) or sys.maxsize)
         self.on_outcomes: Callable[[list[Outcome]], None] | None = None
         self.on_stage: Callable[[str, float], None] | None = None  # what was done for a request, and its seconds
         self.recent = Recent()
@@ -108,8 +112,10 @@ class Pipeline:
             Late: the deadline passed.
         """
         self._loop = asyncio.get_running_loop()
-        job = _Job(rows, model or self.model, sum(map(size_of, rows)), self._loop.create_future(), deadline)
-        self._admit(job.size, deadline)
+        sizes = [size_of(row) for row in rows]
+        job = _Job(rows, model or self.model, sum(sizes), self._loop.create_future(), deadline)
+        weight = sum(min(size, self._most) for size in sizes)
+        self._admit(weight, deadline)
         timer = self._loop.call_at(self._loop.time() + deadline - time.monotonic(), _expire, job) if deadline else None
         try:
             with self._open():
@@ -124,7 +130,7 @@ class Pipeline:
             if job.ticket:
                 job.ticket.cancel()
             finished = job.future.done() and not job.future.cancelled() and job.future.exception() is None
-            self.load.stop(job.size, time.monotonic(), finished)
+            self.load.stop(weight, time.monotonic(), finished)
 
     @contextmanager
     def _open(self) -> Iterator[None]:

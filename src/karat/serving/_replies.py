@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -37,10 +37,12 @@ def of_error(error: BaseException, number: str) -> Reply:
     return Reply({"error": told.as_json()}, headers=told.headers, status=told.status)
 
 
-def unreadable(error: ValidationError, body: Mapping[str, Any] | None = None, keys: Collection[str] = ()) -> ApiError:
+def unreadable(
+    error: ValidationError, body: Mapping[str, Any] | None = None, keys: Mapping[str, str] | None = None
+) -> ApiError:
     """What is wrong with a body, of many faults the first few; without the body only its own keys are named.
 
-    `keys` are those that it may have.
+    `keys` are those that it may have, and where each belongs.
     """
     found = problems(error, body or {}, keys)
     said = [f"{path[:100]}: {sentence}" if path else sentence for path, sentence in found[:TOLD]]

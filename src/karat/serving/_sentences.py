@@ -1,7 +1,9 @@
 """What is wrong with a body, in sentences that say what to send: pydantic's own tell of Python's types."""
 
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, TypeAlias
 
@@ -49,7 +51,9 @@ _VALUES = {
 }
 
 
-def problems(error: ValidationError, body: Mapping[str, Any], keys: Collection[str] = ()) -> list[tuple[str, str]]:
+def problems(
+    error: ValidationError, body: Mapping[str, Any], keys: Mapping[str, str] | None = None
+) -> list[tuple[str, str]]:
     """The path of each place of a body that is wrong, such as `items.3.prompt`, and what to send there.
 
     Of a place that may be of several types, what fits best is told: the faults within it, or else all that it may be.
@@ -60,7 +64,7 @@ def problems(error: ValidationError, body: Mapping[str, Any], keys: Collection[s
     for own in error.errors(include_url=False):
         if own["type"] == "extra_forbidden":
             strangers += 1
-            own["ctx"] = {"mend": _mend(str(own["loc"][-1]), keys if strangers <= TOLD else ())}
+            own["ctx"] = {"mend": _mend(own["loc"], (keys or {}) if strangers <= TOLD else {})}
         at.setdefault(_place(own, body), []).append(own)
     above = {path[:end] for path in at for end in range(len(path))}
     return [
@@ -71,15 +75,24 @@ def problems(error: ValidationError, body: Mapping[str, Any], keys: Collection[s
 
 
 @cache
-def keys_of(shape: type[BaseModel]) -> frozenset[str]:
-    """All keys of a body and of what may be in it."""
+def keys_of(shape: type[BaseModel]) -> Mapping[str, str]:
+    """All keys of a body and of what may be in it, with where each belongs: `options.activation`."""
     schema = shape.model_json_schema()
-    return frozenset(name for own in (schema, *schema.get("$defs", {}).values()) for name in own.get("properties", ()))
+    found = {name: name for name in schema.get("properties", {})}
+    for name, own in schema.get("properties", {}).items():
+        for kind in re.findall(r'#/\$defs/(\w+)"', json.dumps(own)):
+            for inner in schema["$defs"][kind].get("properties", {}):
+                found.setdefault(inner, f"{name}.{inner}")
+    return found
 
 
-def _mend(key: str, keys: Collection[str]) -> str:
-    close = difflib.get_close_matches(key[:100], sorted(keys), 1, 0.75)
-    return f"did you mean {close[0]!r}?" if close else "check how it is spelled, or leave it out"
+def _mend(path: Sequence[int | str], keys: Mapping[str, str]) -> str:
+    key = str(path[-1])
+    for close in difflib.get_close_matches(key[:100], keys, 1, 0.75):
+        near = keys[close] if len(path) == 1 else close
+        if near != key:
+            return f"did you mean {near!r}?"
+    return "check how it is spelled, or leave it out"
 
 
 def _place(error: ErrorDetails, body: Any) -> Path:

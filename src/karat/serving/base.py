@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from karat.engine._load import Overloaded, WorkError
@@ -51,6 +51,13 @@ class Lenient(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True, protected_namespaces=())
 
     model: str | None = Field(default=None, max_length=512)
+    truncate_prompt_tokens: int | None = Field(default=None, ge=-1, le=1 << 24)
+
+    @field_validator("truncate_prompt_tokens")
+    @classmethod
+    def _whole(cls, value: int | None) -> None:
+        if value is not None:
+            raise ValueError("a text that is cut at either end has another reward; leave it out")
 
 
 class Turn(Strict):

@@ -47,22 +47,14 @@ class PoolBody(Lenient):
     messages: Turns | None = None
     use_activation: bool | None = None
     activation: bool | None = None  # its older name
-    truncate_prompt_tokens: int | None = Field(default=None, ge=-1, le=1 << 24)
     encoding_format: Literal["float", "base64"] = "float"
 
     def rows(self) -> list[Row]:
         """What is scored.
 
         Raises:
-            ApiError: neither or both are given, or the text is to be cut.
+            ApiError: neither or both are given.
         """
-        if self.truncate_prompt_tokens is not None:
-            raise ApiError(
-                400,
-                "a text that is cut at either end has another reward; leave truncate_prompt_tokens out",
-                "unsupported",
-                "truncate_prompt_tokens",
-            )
         if (self.input is None) is (self.messages is None):
             raise ApiError(400, "give either input or messages", "invalid_value", "input")
         if self.messages is not None:
