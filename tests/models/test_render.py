@@ -390,6 +390,17 @@ def test_templates_of_their_own_decide_about_roles(options):
     assert ids_of(renderer(toys.byte_tokenizer(), **options), (Message("critic", "a"),), "b")
 
 
+def test_chat_templates_refuse_slips_that_they_do_not_name():
+    each = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    render = renderer(toys.byte_tokenizer(chat=each))
+    for role in ("usr", "User", "asistant"):
+        assert reason(render, (Message(role, "a"),), "b").startswith(f"the chat template has no role '{role}'; did you")
+    assert ids_of(render, (Message("critic", "a"),), "b")
+    named = renderer(toys.byte_tokenizer(chat="{% if messages[0].role == 'User' %}{% endif %}" + each))
+    assert ids_of(named, (Message("User", "a"),), "b")
+    assert "did you mean" in reason(named, (Message("usr", "a"),), "b")
+
+
 @pytest.mark.parametrize(("pooling", "read"), [("last", (3,)), ("cls", (0,)), ("mean", Span(0, 4))])
 def test_reads(pooling, read):
     (found,) = renderer(toys.byte_tokenizer(), pooling=pooling, layout="concat", eos="append")([example("a", "b")])

@@ -213,17 +213,20 @@ class Renderer:
         ids = self._encode([text], [messages])[0]
         return ids if isinstance(ids, Unscored) else (text, self._one_bos(ids))
 
+    def _names(self, role: str) -> bool:
+        """Whether the template compares roles with this one; most write any."""
+        template = self.part.template or ""
+        return any(f"{quote}{role}{quote}" in template for quote in "'\"")
+
     def _unusable(self, example: Example) -> Unscored | None:
         """Why an example has no text of this layout."""
         answers = (example.response, *example.steps, *([] if example.other is None else [example.other]))
         for message in (*example.prompt, *(Message("assistant", part) for part in answers)):
             if broken := _surrogate(message.content) or _surrogate(message.role) or unfit(message.role):
                 return Unscored(broken)
-            # They write any role; other templates decide for themselves.
-            if self.part.template in PLAIN.values() and (meant := misspelt(message.role)):
-                return Unscored(
-                    f"layout {self.part.layout!r} has no role {message.role!r:.40}; did you mean {meant!r}?"
-                )
+            if (meant := misspelt(message.role)) and not self._names(message.role):
+                what = "the chat template" if self.part.layout == "chat" else f"layout {self.part.layout!r}"
+                return Unscored(f"{what} has no role {message.role!r:.40}; did you mean {meant!r}?")
         if self.part.layout in ("concat", "pair") and len(example.prompt) > 1 and not self._pairs:
             return Unscored(
                 f"layout {self.part.layout!r} takes one prompt message and got {len(example.prompt)};"
