@@ -227,6 +227,14 @@ def test_finished_text_gets_nothing_but_bos():
     assert tokenizer.convert_ids_to_tokens(renderer(tokenizer).finished("blue").sequence.ids)[0] != "[CLS]"
 
 
+def test_finished_text_that_is_too_long_is_not_told_to_be_cut():
+    render = renderer(toys.byte_tokenizer(), max_length=4, over_length="cut_prompt")
+    found = render.finished("abcdefgh")
+    assert found.over_length and "raise it, or give a shorter text" in found.reason
+    taken = renderer(toys.byte_tokenizer(), positions=4, max_length=9).finished("abcdefgh")
+    assert "max_length=4, which is all that the model takes; give a shorter text" in taken.reason
+
+
 def test_finished_text_that_gives_no_tokens():
     tokenizer = toys.byte_tokenizer()
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel()

@@ -179,6 +179,8 @@ class Renderer:
         bos = self.tokenizer.bos_token_id
         if bos is not None and ids[:1] != [bos] and self._adds_bos:
             ids = [bos, *ids]
+        if too_long := self._too_long(len(ids), "give a shorter text: one that is finished is not cut"):
+            return too_long
         marks = self._steps.find(ids) if self._steps else ()
         start = self._prompt_end.find(ids) if self._prompt_end else 0
         if isinstance(marks, Unscored) or isinstance(start, Unscored):
@@ -353,17 +355,18 @@ class Renderer:
     def _without(self, example: Example, characters: int) -> Draft | Unscored:
         return self._drafts([replace(example, prompt=cut_left(example.prompt, characters))])[0]
 
+    def _too_long(self, count: int, mend: str) -> Unscored | None:
+        if self.max_length is None or count <= self.max_length:
+            return None
+        raised = "; raise it, or" if self.max_length != self._most else ", which is all that the model takes;"
+        return Unscored(f"{count} tokens are more than max_length={self.max_length}{raised} {mend}", over_length=True)
+
     def _measured(self, draft: Draft, flags: tuple[str, ...], truncated: bool = False) -> Rendered | Unscored:
         ids = draft.ids
         if not ids:
             return Unscored("prompt and answer are empty and the tokenizer adds no token, so there is nothing to read")
-        if self.max_length is not None and len(ids) > self.max_length:
-            return Unscored(
-                f"{len(ids)} tokens are more than max_length={self.max_length}"
-                + ("; raise it, or" if self.max_length != self._most else ", which is all that the model takes;")
-                + " use over_length='cut_prompt' to cut the prompt from the left",
-                over_length=True,
-            )
+        if too_long := self._too_long(len(ids), "use over_length='cut_prompt' to cut the prompt from the left"):
+            return too_long
         if self._steps:
             if self._of_tokens and not draft.start:
                 return Unscored("no token stands before the answer, so its first has no probability; give a prompt")

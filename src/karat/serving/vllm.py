@@ -141,9 +141,12 @@ class ScoreBody(Lenient):
         """
         first = _listed(next((v for v in (self.text_1, self.queries, self.data_1) if v is not None), []))
         second = _listed(next((v for v in (self.text_2, self.documents, self.items, self.data_2) if v is not None), []))
+        if not first or not second:
+            told = "give two: text_1 and text_2, queries and documents or items, or data_1 and data_2"
+            raise ApiError(400, told, "invalid_value")
         if len(first) == 1:
             first = first * len(second)
-        if not first or len(first) != len(second):
+        if len(first) != len(second):
             raise ApiError(400, "Input lengths must be either 1:1, 1:N or N:N", "invalid_value")
         return list(zip(first, second, strict=True))
 
