@@ -14,9 +14,8 @@ from karat.engine.attention import NAME, Captured, Running
 from karat.engine.tiles import alike, in_tiles
 
 _LOCK = threading.Lock()
-_ATTENDING: dict[
-    int, tuple[int, str]
-] = {}  # of configs, by their ids: how often they are asked for, and what was there
+# Of configs, by their ids: how many have asked for karat's attention, and what was there before.
+_ATTENDING: dict[int, tuple[int, str]] = {}
 
 
 def configs_of(backbone: nn.Module) -> list[Any]:

@@ -1,7 +1,6 @@
 """The engine that computes every distinct prefix once, keeps it across calls, and fills forwards without padding."""
 
 import copy
-import math
 import threading
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -63,7 +62,7 @@ class ForestEngine:
         config = self._work.config.get_text_config()
         heads = config.num_attention_heads
         self._group = max(1, heads // (getattr(config, "num_key_value_heads", None) or heads))
-        self._alike = alike_up_to(self._work) or math.inf
+        self._alike = alike_up_to(self._work)
         layers = _patches.layers(self._work)
         self._last = layers[-1] if self.trim and len(layers) else None
         self._linears = [m for m in self._work.modules() if linear.takes(m)]

@@ -3,7 +3,6 @@
 One row of tokens without padding. Attention has parts: every node to itself, and all that grew from it to it.
 """
 
-import math
 from contextlib import nullcontext
 from itertools import accumulate
 from typing import Any
@@ -30,7 +29,7 @@ class PackedForward(nn.Module):
         self.causal = causal
         self._configs = _patches.configs_of(backbone)
         self._offset = position_offset(backbone)
-        self._alike = alike_up_to(backbone) or math.inf
+        self._alike = alike_up_to(backbone)
         self._padded = (PaddedForward(backbone),)  # in a tuple, or its weights would be these twice
         self.train(backbone.training)
 

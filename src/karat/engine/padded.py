@@ -4,6 +4,7 @@ Slow and plain on purpose: faster paths are held to its answers.
 """
 
 import inspect
+import math
 from typing import Any, Literal
 
 import torch
@@ -156,7 +157,7 @@ def to_device(tensors: Any, device: torch.device) -> Any:
     return [to_device(part, device) for part in tensors]
 
 
-def plan(lengths: list[int], budget: int, limit: int | None = None) -> list[list[int]]:
+def plan(lengths: list[int], budget: int, limit: float = math.inf) -> list[list[int]]:
     """Indices by batch: sorted by length, as many as fit into `budget` tokens with pads, at least one.
 
     What is longer than `limit` goes alone.
@@ -167,7 +168,7 @@ def plan(lengths: list[int], budget: int, limit: int | None = None) -> list[list
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         longest = lengths[batches[-1][0]] if batches else 0
-        if batches and longest * (len(batches[-1]) + 1) <= budget and (limit is None or longest <= limit):
+        if batches and longest * (len(batches[-1]) + 1) <= budget and longest <= limit:
             batches[-1].append(i)
         else:
             batches.append([i])

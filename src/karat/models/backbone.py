@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import re
 import stat
 import warnings
@@ -267,8 +268,8 @@ def positions(config: PreTrainedConfig) -> int | None:
     return None
 
 
-def alike_up_to(backbone: nn.Module) -> int | None:
-    """Tokens up to which a text's length does not change its rotary frequencies; None where it never does.
+def alike_up_to(backbone: nn.Module) -> float:
+    """Tokens up to which a text's length does not change its rotary frequencies; infinity where it never does.
 
     transformers takes the frequencies of the longest text of a forward for all of it (`longrope`, of Phi 3; `dynamic`).
     """
@@ -282,7 +283,7 @@ def alike_up_to(backbone: nn.Module) -> int | None:
             found.append(int(own.get("original_max_position_embeddings") or positions(config) or 0))
         elif "dynamic" in kind:
             found.append(positions(config) or 0)
-    return min(found, default=None)
+    return min(found, default=math.inf)
 
 
 def vocabulary(backbone: Any) -> int:
