@@ -73,8 +73,6 @@ class Pipeline:
         self.model, self.generator = model, generator
         self.load = Load()  # in characters: known before anything is rendered
         self.longest_wait = longest_wait
-        # What is longer is refused once its tokens are counted, and others do not wait for it to be computed.
-        self._most = LONGEST * ((isinstance(model, LocalModel) and model.renderer.max_length) or sys.maxsize)
         self.on_outcomes: Callable[[list[Outcome]], None] | None = None
         self.on_stage: Callable[[str, float], None] | None = None  # what was done for a request, and its seconds
         self.recent = Recent()
@@ -112,9 +110,11 @@ class Pipeline:
             Late: the deadline passed.
         """
         self._loop = asyncio.get_running_loop()
-        sizes = [size_of(row) for row in rows]
-        job = _Job(rows, model or self.model, sum(sizes), self._loop.create_future(), deadline)
-        weight = sum(min(size, self._most) for size in sizes)
+        asked, sizes = model or self.model, [size_of(row) for row in rows]
+        job = _Job(rows, asked, sum(sizes), self._loop.create_future(), deadline)
+        # What is longer is refused once its tokens are counted, and others do not wait for it to be computed.
+        most = LONGEST * ((isinstance(asked, LocalModel) and asked.renderer.max_length) or sys.maxsize)
+        weight = sum(min(size, most) for size in sizes)
         self._admit(weight, deadline)
         timer = self._loop.call_at(self._loop.time() + deadline - time.monotonic(), _expire, job) if deadline else None
         try:
