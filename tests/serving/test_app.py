@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 
 import httpx
@@ -454,16 +455,19 @@ def test_a_tokenizer_that_fails_fails_its_request_alone(faulty, monkeypatch):
 
 def test_clients_that_leave_are_not_computed_for(faulty, monkeypatch):
     made, model = faulty
-    seen = []
+    seen, left = [], threading.Event()
     run = model.engine.run
-    monkeypatch.setattr(model.engine, "run", lambda s: time.sleep(0.1) or seen.extend(s) or run(s))
+    monkeypatch.setattr(model.engine, "run", lambda s: seen.extend(s) or (left.wait(20) and run(s)))
 
     async def leave():
         model_rows = [Example((Message("user", str(n) * 100),), "x") for n in range(400)]
         tasks = [asyncio.ensure_future(made.pipeline.score([row])) for row in model_rows]
-        await asyncio.sleep(0.15)
+        while not seen:  # the first batch has begun, and does not end before they have left
+            await asyncio.sleep(0.001)
         for task in tasks[1:]:
             task.cancel()
+        await asyncio.gather(*tasks[1:], return_exceptions=True)
+        left.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     found = made.run(leave())
