@@ -166,7 +166,19 @@ def by_an_activation(model):
     return lambda: model.layers[0].mlp.act_fn.register_forward_hook(lambda module, taken, given: given * 0.5)
 
 
-@pytest.mark.parametrize("kind", [transposed, by_a_hook, by_a_buffer, by_another_module, by_an_activation])
+def by_another_hook(model):
+    first = model.layers[0].register_forward_hook(lambda module, taken, given: given * 2)
+
+    def change():
+        first.remove()
+        model.layers[0].register_forward_hook(lambda module, taken, given: given * 0.5)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "kind", [transposed, by_a_hook, by_another_hook, by_a_buffer, by_another_module, by_an_activation]
+)
 def test_what_a_model_computes_is_never_what_it_was(kind):
     model = architectures.build("Qwen3")
     change = kind(model)

@@ -80,8 +80,7 @@ class ForestEngine:
         for part in self.backbone.modules():  # asked before every call, and `parameters()` spells out a name for each
             own = part.__dict__
             found.append(id(part))
-            if own["_forward_hooks"] or own["_forward_pre_hooks"]:
-                found.append((len(own["_forward_hooks"]), len(own["_forward_pre_hooks"])))
+            found += (*own["_forward_hooks"], *own["_forward_pre_hooks"])  # their numbers, which no other hook gets
             if "_active_adapter" in own:  # PEFT's, which are switched without a weight that changes
                 found.append((str(own["_active_adapter"]), own.get("_disable_adapters")))
             for weight in (*own["_parameters"].values(), *own["_buffers"].values()):
