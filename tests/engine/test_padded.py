@@ -327,3 +327,24 @@ def test_plan_keeps_to_its_budget():
     assert sorted(i for b in batches for i in b) == list(range(100))
     assert all(max(lengths[i] for i in b) * len(b) <= 120 for b in batches)
     assert plan([500], 10) == [[0]]
+
+
+def test_memory_that_runs_out(monkeypatch):
+    """Half as many at a time, until it fits; and an error where one is too many, or where other processes take part."""
+    asked = [Sequence(tuple(range(1, n)), {"last": (n - 2,)}) for n in range(5, 14)]
+    forward = PaddedForward(Oracle())
+    wanted, whole, most = PaddedEngine(forward).run(asked), Oracle.forward, [3]
+
+    def small(self, input_ids, *own, **named):
+        if len(input_ids) > most[0]:
+            raise torch.OutOfMemoryError("no memory")
+        return whole(self, input_ids, *own, **named)
+
+    monkeypatch.setattr(Oracle, "forward", small)
+    found = PaddedEngine(forward).run(asked)
+    assert [f["last"].tolist() for f in found] == [w["last"].tolist() for w in wanted]
+    with pytest.raises(torch.OutOfMemoryError):
+        PaddedEngine(forward, together=True).run(asked)
+    most[0] = 0
+    with pytest.raises(EngineError, match="memory ran out on a sequence of 12 tokens; set max_length lower"):
+        PaddedEngine(forward).run(asked)

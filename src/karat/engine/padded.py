@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from karat import types
-from karat.engine.base import EngineError, States, check
+from karat.engine.base import EngineError, States, check, out_of_memory
 from karat.models.backbone import alike_up_to, position_offset, vocabulary
 
 
@@ -118,8 +118,9 @@ class PaddedForward(nn.Module):
 class PaddedEngine:
     """One `PaddedForward` after another, each within its token budget."""
 
-    def __init__(self, forward: PaddedForward) -> None:
-        self.forward = forward
+    def __init__(self, forward: PaddedForward, together: bool = False) -> None:
+        """`together`: other processes run the same forwards, so that none may change them for itself."""
+        self.forward, self.together = forward, together
 
     @torch.no_grad()
     def run(self, sequences: list[types.Sequence]) -> list[States]:
@@ -138,14 +139,24 @@ class PaddedEngine:
         return [computed[key] for key in keys]
 
     def _distinct(self, sequences: dict[Any, types.Sequence]) -> dict[Any, States]:
-        keys = list(sequences)
-        device = next(self.forward.parameters()).device
+        keys, rows = list(sequences), list(sequences.values())
         computed: dict[Any, States] = {}
-        for batch in self.forward.plan(list(sequences.values())):
-            rows = [sequences[keys[i]] for i in batch]
-            states_RD = self.forward(**to_device(self.forward.collate(rows), device))
-            computed |= zip((keys[i] for i in batch), unflatten(rows, states_RD), strict=True)
+        for batch in self.forward.plan(rows):
+            computed |= zip((keys[i] for i in batch), self._in_memory([rows[i] for i in batch]), strict=True)
         return computed
+
+    def _in_memory(self, rows: list[types.Sequence]) -> list[States]:
+        """Half as many at a time where memory runs out."""
+        device = next(self.forward.parameters()).device
+        try:
+            return unflatten(rows, self.forward(**to_device(self.forward.collate(rows), device)))
+        except (MemoryError, RuntimeError) as error:
+            if self.together or not out_of_memory(error):
+                raise
+        if len(rows) == 1:
+            raise EngineError(f"memory ran out on a sequence of {len(rows[0].ids)} tokens; set max_length lower")
+        half = len(rows) // 2
+        return self._in_memory(rows[:half]) + self._in_memory(rows[half:])
 
 
 def to_device(tensors: Any, device: torch.device) -> Any:

@@ -91,7 +91,7 @@ class _Gathering(PaddedForward):
 
 def engine(root: RewardModule) -> PaddedEngine:
     """An engine that all processes run together, on the same sequences."""
-    return PaddedEngine(_Gathering(root))
+    return PaddedEngine(_Gathering(root), together=True)
 
 
 def check_resumable(trainer: Trainer, checkpoint: Path) -> None:
