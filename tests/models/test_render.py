@@ -233,6 +233,8 @@ def test_finished_text_that_is_too_long_is_not_told_to_be_cut():
     assert found.over_length and "raise it, or give a shorter text" in found.reason
     taken = renderer(toys.byte_tokenizer(), positions=4, max_length=9).finished("abcdefgh")
     assert "max_length=4, which is all that the model takes; give a shorter text" in taken.reason
+    with_end = renderer(toys.byte_tokenizer(), max_length=4, over_length="cut_prompt", append="z")
+    assert "give a shorter text" in with_end.finished("abc").reason
 
 
 def test_finished_text_that_gives_no_tokens():

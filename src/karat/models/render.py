@@ -179,13 +179,14 @@ class Renderer:
         bos = self.tokenizer.bos_token_id
         if bos is not None and ids[:1] != [bos] and self._adds_bos:
             ids = [bos, *ids]
-        if too_long := self._too_long(len(ids), "give a shorter text: one that is finished is not cut"):
+        closed = self._closed(ids)
+        if too_long := self._too_long(len(closed), "give a shorter text: one that is finished is not cut"):
             return too_long
         marks = self._steps.find(ids) if self._steps else ()
         start = self._prompt_end.find(ids) if self._prompt_end else 0
         if isinstance(marks, Unscored) or isinstance(start, Unscored):
             return marks if isinstance(marks, Unscored) else start  # type: ignore[return-value]
-        return self._measured(Draft(self._closed(ids), marks, start), ())
+        return self._measured(Draft(closed, marks, start), ())
 
     @cached_property
     def _adds_bos(self) -> bool:
